@@ -1,0 +1,188 @@
+"""What the runtime made of each node: integer or float kernel, by count and by multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnxq import runtime
+from onnxq.graph import Graph, Node, value
+from onnxq.model import Entry, Model, Reason, State
+
+COMPUTE = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Einsum"})
+FLOAT_KERNELS = COMPUTE | {
+    "FusedConv",
+    "FusedMatMul",
+    "TransposeMatMul",
+    "FusedGemm",
+    "Attention",
+    "MultiHeadAttention",
+}
+INTEGER_KERNELS = frozenset(
+    [
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "ConvInteger",
+        "MatMulNBits",
+        "DynamicQuantizeLSTM",
+        "QAttention",
+        "QMoE",
+        "GatherBlockQuantized",
+    ]
+)
+INTEGER_OTHER = frozenset(
+    [
+        "QLinearAdd",
+        "QLinearMul",
+        "QLinearConcat",
+        "QLinearAveragePool",
+        "QLinearGlobalAveragePool",
+        "QLinearSigmoid",
+        "QLinearLeakyRelu",
+        "QLinearSoftmax",
+        "QLinearWhere",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class KernelCount:
+    """Kernels of one float op: how many the runtime runs in integers and in float, and their multiply-accumulates."""
+
+    integer: int = 0
+    float: int = 0
+    integer_macs: int = 0
+    float_macs: int = 0
+
+
+def run_in_integers(proto: onnx.ModelProto, planned: Iterable[str]) -> set[str]:
+    """Those of the planned node names that the runtime runs in integer kernels.
+
+    At the EXTENDED level a QLinearConv keeps its node's name and other kernels have it as a prefix; a node that only moves
+    data is integer when what it reads is not dequantized first.
+    """
+    names = set(planned)
+    graph = runtime.optimized(proto).graph
+    makers = {o: n for n in graph.node for o in n.output}
+    floats: set[str] = set()
+    found: set[str] = set()
+    for node in graph.node:
+        name = _owner(node.name, names)
+        if name is None:
+            continue
+        if node.op_type in INTEGER_KERNELS | INTEGER_OTHER:
+            found.add(name)
+        elif (
+            node.op_type not in ("QuantizeLinear", "DequantizeLinear") and _reads_dequantized(node, makers)
+        ) or node.op_type in FLOAT_KERNELS:
+            floats.add(name)
+    moved = {n for n in names if n not in found and n not in floats}  # kept on integers, or optimized away
+    return found | moved
+
+
+def _owner(name: str, names: set[str]) -> str | None:
+    """The longest planned name that the runtime's name is, or begins with."""
+    while name:
+        if name in names:
+            return name
+        name = name[:-1]
+    return None
+
+
+def _reads_dequantized(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    first = makers.get(node.input[0]) if node.input else None
+    return first is not None and first.op_type == "DequantizeLinear"
+
+
+def complete_ledger(model: Model, integer: set[str]) -> None:
+    """Give every compute node of the reference, and every node that was placed, its line: the runtime says which kernel."""
+    reference = model.reference
+    assert reference is not None
+    for node in reference.nodes:
+        entry = model.ledger.get(node.name)
+        if node.name in integer:
+            model.ledger[node.name] = Entry(node.op, State.INTEGER)
+        elif node.op in COMPUTE and entry is None:
+            model.ledger[node.name] = Entry(node.op, State.FLOAT, Reason.UNSUPPORTED)
+        for body in node.bodies:
+            for inner in body.nodes:
+                if inner.op in COMPUTE:
+                    model.ledger[inner.name] = Entry(inner.op, State.FLOAT, Reason.IN_BODY, f"body of {node.name}")
+    for name in [n for n, e in model.ledger.items() if e.state is State.INTEGER and n not in integer]:
+        model.ledger[name] = Entry(model.ledger[name].op, State.FLOAT, Reason.NOT_FUSED)
+
+
+def multiply_accumulates(graph: Graph, feed: Mapping[str, np.ndarray], threads: int = 0) -> dict[str, int]:
+    """Multiply-accumulates of every Conv, ConvTranspose, MatMul and Gemm of the main graph, for this feed."""
+    nodes = graph.find("Conv", "ConvTranspose", "MatMul", "Gemm")
+    names = [t.name for n in nodes for t in (n.inputs[0], n.outputs[0]) if value(t) is None]
+    session = runtime.Session(runtime.exposed(graph.to_proto(), names), threads=threads)
+    shapes = {name: array.shape for name, array in {**feed, **session.run(feed)}.items()}
+    return {n.name: _macs(n, shapes) for n in nodes}
+
+
+def _macs(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    def shape(index: int) -> tuple[int, ...]:
+        tensor = node.inputs[index]
+        values = value(tensor)
+        return shapes[tensor.name] if values is None else values.shape
+
+    out = int(np.prod(shapes[node.outputs[0].name]))
+    if node.op == "Conv":
+        return out * int(np.prod(shape(1)[1:])) if value(node.inputs[1]) is not None else 0
+    if node.op == "ConvTranspose":
+        return int(np.prod(shape(0))) * int(np.prod(shape(1)[1:])) if value(node.inputs[1]) is not None else 0
+    inner = shape(0)[0] if node.attrs.get("transA", 0) else shape(0)[-1]
+    return out * inner
+
+
+def coverage(ledger: Mapping[str, Entry], macs: Mapping[str, int]) -> dict[str, KernelCount]:
+    """Kernel counts by float op type."""
+    table: dict[str, KernelCount] = {}
+    for name, entry in ledger.items():
+        old, work = table.get(entry.op, KernelCount()), macs.get(name, 0)
+        if entry.state is State.INTEGER:
+            table[entry.op] = KernelCount(old.integer + 1, old.float, old.integer_macs + work, old.float_macs)
+        else:
+            table[entry.op] = KernelCount(old.integer, old.float + 1, old.integer_macs, old.float_macs + work)
+    return dict(sorted(table.items()))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the runtime runs for a file as it stands."""
+
+    integer: int
+    float: int
+    kernels: dict[str, int]
+    dequantized_in_front: list[str]
+
+
+def inspect(path: Path | onnx.ModelProto) -> Inspection:
+    """Kernels of any ONNX model, ours or not, as the runtime optimizes it; bodies included."""
+    graphs = [runtime.optimized(path).graph]
+    kernels: dict[str, int] = {}
+    fronted: list[str] = []
+    while graphs:
+        graph = graphs.pop()
+        makers = {o: n for n in graph.node for o in n.output}
+        for node in graph.node:
+            kernels[node.op_type] = kernels.get(node.op_type, 0) + 1
+            if node.op_type in FLOAT_KERNELS and _reads_dequantized(node, makers):
+                fronted.append(node.name)
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
+    return Inspection(
+        integer=sum(n for op, n in kernels.items() if op in INTEGER_KERNELS),
+        float=sum(n for op, n in kernels.items() if op in FLOAT_KERNELS),
+        kernels=dict(sorted(kernels.items())),
+        dequantized_in_front=fronted,
+    )

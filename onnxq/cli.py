@@ -1,0 +1,332 @@
+"""The command line: one function a verb. It parses, calls the library, prints; nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+import onnxq
+from onnxq.errors import OnnxqError, OutputError, RecipeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxq.data import ImageOptions
+
+Progress = Callable[[str, int, int | None], None]
+app = typer.Typer(
+    name="onnxq",
+    help="Quantize ONNX models: right, in integers, and fast on the machine they run on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DATA_HELP = "Samples: a folder of .npz feeds or of images, an .npz or .npy file, test_data_set_* folders, module:function."
+Data = Annotated[str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
+MaxSamples = Annotated[int | None, typer.Option("--max-samples", min=1, help="Use at most so many samples.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime; 0: all cores, and 1 for timing.")]
+Provider = Annotated[str | None, typer.Option("--provider", help="Execution provider to validate on, e.g. cpu, openvino.")]
+Metric = Annotated[str | None, typer.Option("--metric", metavar="MODULE:FUNCTION", help="metric(run, samples) -> float.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+ReportFile = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report as JSON.")]
+MaxDrop = Annotated[float | None, typer.Option("--max-drop", help="Exit 1 if the metric drops by more (points).")]
+MinSpeedup = Annotated[float | None, typer.Option("--min-speedup", help="Exit 1 if float / quantized latency is less.")]
+Recipe = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE.toml", help="Choices in a file; options win over it.")
+]
+Target = Annotated[str | None, typer.Option("--target", help="What to place for: see onnxq targets. [default: host]")]
+Size = Annotated[
+    str | None, typer.Option("--image-size", metavar="HxW", help="Images: resize to this. [default: the model's]")
+]
+Mean = Annotated[str | None, typer.Option("--image-mean", metavar="R,G,B", help="Images: subtracted, after the scale.")]
+Std = Annotated[str | None, typer.Option("--image-std", metavar="R,G,B", help="Images: divided by, last.")]
+Scale = Annotated[float, typer.Option("--image-scale", help="Images: pixels times this, first.", show_default="1/255")]
+Layout = Annotated[str, typer.Option("--image-layout", help="Images: NCHW or NHWC.")]
+Order = Annotated[str, typer.Option("--image-order", help="Images: RGB or BGR.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+    if version:
+        typer.echo(f"onnxq {onnxq.__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: onnxq quantize model.onnx -o model.int8.onnx --data calibration/ --eval test.npz")
+def quantize(
+    model: Annotated[Path, typer.Argument(help="The float32 ONNX model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the quantized model goes.")],
+    data: Data = None,
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", metavar="DATA", help="Samples to compare on. [default: the --data]")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", metavar="FILE.calib", help="Statistics from onnxq calibrate.")
+    ] = None,
+    target: Target = None,
+    observer: Annotated[
+        str | None, typer.Option("--observer", help="min-max, percentile{upper=99.9}, kl or mse. [default: mse]")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="GLOB-OR-OPTYPE", help="Nodes to leave in float; repeatable."),
+    ] = None,
+    recipe: Recipe = None,
+    report: ReportFile = None,
+    metric: Metric = None,
+    max_drop: MaxDrop = None,
+    min_speedup: MinSpeedup = None,
+    max_samples: MaxSamples = None,
+    threads: Threads = 0,
+    provider: Provider = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the order in which runs are timed.")] = 0,
+    no_validate: Annotated[bool, typer.Option("--no-validate", help="Do not compare with the float model.")] = False,
+    force: Force = False,
+    dump_dir: Annotated[Path | None, typer.Option("--dump-dir", help="Write text and ONNX after every pass here.")] = None,
+    image_size: Size = None,
+    image_mean: Mean = None,
+    image_std: Std = None,
+    image_scale: Scale = 1 / 255,
+    image_layout: Layout = "NCHW",
+    image_order: Order = "RGB",
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Quantize a trained float32 model and compare the result with it."""
+    images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
+    _check_report(report, force)
+    with _progress(quiet or json_) as progress:
+        result = onnxq.quantize(
+            model, data, output=output, eval=evaluation, calibration=calibration, target=target, observer=observer,
+            exclude=exclude, recipe=recipe, metric=metric, max_drop=max_drop, min_speedup=min_speedup,
+            max_samples=max_samples, images=images, threads=threads, provider=provider, seed=seed,
+            validate=not no_validate, force=force, dump_dir=dump_dir, progress=progress,
+        )  # fmt: skip
+    if report is not None:
+        _write(report, result.to_json())
+    if json_:
+        typer.echo(result.to_json(), nl=False)
+    elif not quiet:
+        result.print(_console())
+        _console().print(f"Written to {output}.", highlight=False)
+    _exit_on(result.missed_gates)
+
+
+@app.command(epilog="Example: onnxq calibrate model.onnx --data calibration/ -o model.calib")
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="The float32 ONNX model.")],
+    data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the statistics go.")],
+    recipe: Recipe = None,
+    target: Target = None,
+    max_samples: MaxSamples = None,
+    threads: Threads = 0,
+    force: Force = False,
+    image_size: Size = None,
+    image_mean: Mean = None,
+    image_std: Std = None,
+    image_scale: Scale = 1 / 255,
+    image_layout: Layout = "NCHW",
+    image_order: Order = "RGB",
+    quiet: Quiet = False,
+) -> None:
+    """Collect the statistics of a model's activations, for quantize --calibration."""
+    images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
+    with _progress(quiet) as progress:
+        found = onnxq.calibrate(
+            model, data, output=output, recipe=recipe, target=target, max_samples=max_samples, images=images,
+            threads=threads, force=force, progress=progress,
+        )  # fmt: skip
+    if not quiet:
+        _console().print(f"{found.samples} samples, {len(found.sketches)} tensors; written to {output}.", highlight=False)
+
+
+@app.command(epilog="Example: onnxq validate model.onnx model.int8.onnx --data test.npz --max-drop 1")
+def validate(
+    reference: Annotated[Path, typer.Argument(metavar="FLOAT", help="The float model.")],
+    quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Any quantized form of it.")],
+    data: Annotated[str, typer.Option("--data", "--eval", metavar="DATA", help=DATA_HELP)],
+    metric: Metric = None,
+    max_drop: MaxDrop = None,
+    min_speedup: MinSpeedup = None,
+    max_samples: MaxSamples = None,
+    threads: Threads = 0,
+    provider: Provider = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the order in which runs are timed.")] = 0,
+    report: ReportFile = None,
+    image_size: Size = None,
+    image_mean: Mean = None,
+    image_std: Std = None,
+    image_scale: Scale = 1 / 255,
+    image_layout: Layout = "NCHW",
+    image_order: Order = "RGB",
+    force: Force = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Compare a quantized model with its float model: accuracy in three columns, latency, kernels, size."""
+    from onnxq.report import comparison_lines, comparison_table, to_plain_json
+
+    images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
+    _check_report(report, force)
+    with _progress(quiet or json_) as progress:
+        found = onnxq.validate(
+            reference, quantized, data, metric=metric, max_drop=max_drop, min_speedup=min_speedup,
+            max_samples=max_samples, images=images, threads=threads, provider=provider or "cpu", seed=seed,
+            progress=progress,
+        )  # fmt: skip
+    if report is not None:
+        _write(report, to_plain_json(found))
+    if json_:
+        typer.echo(to_plain_json(found), nl=False)
+    elif not quiet:
+        _console().print(comparison_table(found))
+        for line in comparison_lines(found):
+            _console().print(line, highlight=False)
+    _exit_on(found.missed_gates)
+
+
+@app.command(epilog="Example: onnxq inspect model.int8.onnx")
+def inspect(model: Annotated[Path, typer.Argument(help="Any ONNX model.")], json_: Json = False) -> None:
+    """What the runtime runs in integer and in float kernels, for any ONNX file."""
+    from onnxq.report import inspection_page
+
+    page, plain = inspection_page(model)
+    if json_:
+        typer.echo(json.dumps(plain, indent=1))
+    else:
+        _console().print(page)
+
+
+@app.command(epilog="Example: onnxq passes fuse-conv-batchnorm")
+def passes(name: Annotated[str | None, typer.Argument(help="A pass, to read what it does.")] = None) -> None:
+    """List the passes in running order, or print what one does."""
+    import inspect as python
+
+    from onnxq.errors import nearest
+    from onnxq.passes import PASSES
+
+    if name is None:
+        for known, kind in PASSES.items():
+            typer.echo(f"{known:24s} {(kind.__doc__ or '').splitlines()[0]}")
+    elif name in PASSES:
+        typer.echo(f"{name}\n\n{python.cleandoc(PASSES[name].__doc__ or '')}")
+    else:
+        raise RecipeError(f"unknown pass {name}; {nearest(name, PASSES)}")
+
+
+@app.command(epilog="Example: onnxq targets")
+def targets() -> None:
+    """List the targets that a model can be placed for."""
+    from onnxq import target
+
+    for name in target.names():
+        typer.echo(f"{name:10s} {target.load(name).description}")
+
+
+def main() -> None:
+    """The command: errors are one message and an exit code, never a traceback."""
+    try:
+        app(standalone_mode=False)
+    except OnnxqError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", 130)
+    except MemoryError:
+        _fail("out of memory; use fewer --threads, or a machine with more", 2)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+        if isinstance(error, typer.Exit):
+            sys.exit(error.exit_code)
+        if isinstance(error, typer.Abort):
+            _fail("aborted; nothing was written", 130)
+        _fail(f"an error of onnxq's own, please report it: {type(error).__name__}: {error}", 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"onnxq: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _exit_on(missed: list[str]) -> None:
+    for gate in missed:
+        print(f"onnxq: {gate}", file=sys.stderr)
+    if missed:
+        raise typer.Exit(1)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+@contextmanager
+def _progress(silent: bool) -> Iterator[Progress | None]:
+    """A bar on standard error for each long piece of work; nothing when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if silent or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description:18s}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _images(size: str | None, mean: str | None, std: str | None, scale: float, layout: str, order: str) -> ImageOptions:
+    from onnxq.data import ImageOptions
+
+    def numbers(text: str | None, key: str) -> tuple[float, ...] | None:
+        try:
+            return None if text is None else tuple(float(part) for part in text.split(","))
+        except ValueError as error:
+            raise RecipeError(
+                f"--{key} is {text}; it takes one number, or one for each channel, e.g. 0.5,0.5,0.5"
+            ) from error
+
+    if layout not in ("NCHW", "NHWC") or order not in ("RGB", "BGR"):
+        raise RecipeError("--image-layout is NCHW or NHWC, --image-order RGB or BGR")
+    shape = None
+    if size is not None:
+        parts = size.lower().split("x")
+        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise RecipeError(f"--image-size is {size}; it takes HEIGHTxWIDTH, e.g. 224x224")
+        shape = (int(parts[0]), int(parts[1]))
+    return ImageOptions(shape, numbers(mean, "image-mean"), numbers(std, "image-std"), scale, layout, order)
+
+
+def _check_report(path: Path | None, force: bool) -> None:
+    if path is None:
+        return
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists; give --force to replace it, or another name")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist; make it first")
+
+
+def _write(path: Path, text: str) -> None:
+    from onnxq.report import write_whole
+
+    write_whole(path, text.encode())

@@ -1,0 +1,608 @@
+"""The one door to onnx-graphsurgeon: Graph, Node, Tensor, and the few ways to change a graph.
+
+graphsurgeon's traps are closed here, once: nodes and tensors compare and hash by identity; `readers` and `sole_consumer`
+know that a graph output or a body that captures a tensor is a consumer too; metadata, doc strings, overridable inputs and
+captured initializers survive the round trip; copies share arrays; external data is found next to the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from onnxq.errors import ModelError
+
+ONNX_DOMAINS = ("", "ai.onnx", None)
+
+
+class Node(gs.Node):
+    """An operation. Compared by identity."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+    doc: str = ""
+    metadata: dict[str, str] = {}
+
+    @property
+    def bodies(self) -> list[gs.Graph]:
+        return [a for a in self.attrs.values() if isinstance(a, gs.Graph)]
+
+
+class Variable(gs.Variable):
+    """A tensor that is known only when the model runs. Compared by identity."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+class Constant(gs.Constant):
+    """A tensor of known values. Compared by identity."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._values.nbytes)
+
+
+Tensor = Variable | Constant
+
+
+def value(tensor: Tensor | None) -> np.ndarray | None:
+    """The values of a constant; None for anything else."""
+    return cast(np.ndarray, tensor.values) if isinstance(tensor, Constant) else None
+
+
+def input_at(node: Node, index: int) -> Tensor | None:
+    """The node's input `index`, or None where it is omitted."""
+    if index < len(node.inputs) and not node.inputs[index].is_empty():
+        return node.inputs[index]
+    return None
+
+
+def is_float32(tensor: Tensor) -> bool:
+    return tensor.dtype is not None and not isinstance(tensor.dtype, int) and np.dtype(tensor.dtype) == np.float32
+
+
+def static_shape(tensor: Tensor) -> tuple[int, ...] | None:
+    """The shape where every dimension is a known number, else None."""
+    shape = tensor.shape
+    if shape is None or any(not isinstance(d, (int, np.integer)) or d < 0 for d in shape):
+        return None
+    return tuple(int(d) for d in shape)
+
+
+def batchnorm_affine(node: Node) -> tuple[np.ndarray, np.ndarray] | None:
+    """(scale, shift), float64 by channel, of a BatchNormalization of inference: y = x * scale + shift.
+
+    scale = gamma / sqrt(var + epsilon), shift = beta - mean * scale; None where a parameter is computed or it trains.
+    """
+    parameters = [value(t) for t in node.inputs[1:5]]
+    trains = node.attrs.get("training_mode", 0) or len([t for t in node.outputs if t.name]) > 1
+    if trains or len(parameters) < 4 or any(p is None for p in parameters):
+        return None
+    gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
+    scale = gamma / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+    return scale, beta - mean * scale
+
+
+def clip_bounds(node: Node) -> tuple[float | None, float | None]:
+    """(min, max) of a Clip: -inf and inf where they are left out, None where one is computed."""
+    bounds: list[float | None] = []
+    for index, key, default in ((1, "min", -np.inf), (2, "max", np.inf)):
+        tensor = input_at(node, index)
+        values = np.array(node.attrs.get(key, default)) if tensor is None else value(tensor)
+        bounds.append(None if values is None else float(values.reshape(-1)[0]))
+    return bounds[0], bounds[1]
+
+
+class Graph:
+    """An ONNX graph that can be changed in place. `nodes`, `inputs` and `outputs` are of the main graph's scope."""
+
+    def __init__(self, surgeon: gs.Graph, sidecar: onnx.ModelProto, body_initializers: frozenset[str]) -> None:
+        self._surgeon = surgeon
+        self._sidecar = sidecar  # what graphsurgeon drops: metadata, doc strings, model version, overridable inputs
+        self._body_initializers = body_initializers
+        self._taken: set[str] = set()
+
+    # ---- in and out
+
+    @classmethod
+    def from_proto(cls, proto: onnx.ModelProto, folder: Path | None = None) -> Graph:
+        """The graph of a model. External data is looked up in `folder`; the proto is not changed.
+
+        Raises ModelError when external data is missing.
+        """
+        proto = _loaded(proto, folder)
+        names = _unique_names(proto)
+        surgeon = gs.import_onnx(proto)
+        for part in [surgeon, *surgeon.subgraphs(recursive=True)]:
+            _adopt(part)
+        for node, original in zip(surgeon.nodes, proto.graph.node, strict=True):
+            node.doc = original.doc_string
+            node.metadata = {p.key: p.value for p in original.metadata_props}
+        sidecar = onnx.ModelProto()
+        sidecar.CopyFrom(proto)
+        del (
+            sidecar.graph.node[:],
+            sidecar.graph.initializer[:],
+            sidecar.graph.sparse_initializer[:],
+            sidecar.functions[:],
+        )
+        return cls(surgeon, sidecar, names)
+
+    def to_proto(self) -> onnx.ModelProto:
+        """A complete ModelProto, with everything that the loaded model carried beside its graph."""
+        for node in self.nodes:
+            if node.domain is None:
+                node.domain = ""
+        proto = gs.export_onnx(self._surgeon, do_type_check=False)
+        side = self._sidecar
+        proto.ir_version = max(proto.ir_version, side.ir_version)
+        for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+            setattr(proto, field, getattr(side, field))
+        proto.metadata_props.extend(side.metadata_props)
+        proto.training_info.extend(side.training_info)
+        proto.graph.doc_string = side.graph.doc_string
+        proto.graph.metadata_props.extend(side.graph.metadata_props)
+        tensors = {t.name for t in proto.graph.initializer} | {o for n in proto.graph.node for o in n.output}
+        proto.graph.quantization_annotation.extend(a for a in side.graph.quantization_annotation if a.tensor_name in tensors)
+        for node, exported in zip(self.nodes, proto.graph.node, strict=True):
+            exported.doc_string = node.doc
+            for key, text in node.metadata.items():
+                exported.metadata_props.add(key=key, value=text)
+        _restore_interface(proto, side)
+        self._hoist_captured(proto)
+        return proto
+
+    def to_light_proto(self, keep: int = 1024) -> onnx.ModelProto:
+        """As `to_proto`, but no initializer of more than `keep` bytes carries data: enough for shape inference."""
+        twin = self.copy()
+        for tensor in twin.tensors().values():
+            if isinstance(tensor, Constant) and tensor.nbytes > keep:
+                kind = tensor.dtype if isinstance(tensor.dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype)
+                bare = onnx.TensorProto(name=tensor.name, data_type=kind, dims=list(tensor.shape or ()))
+                tensor._values = LazyValues(bare)
+        return twin.to_proto()
+
+    def _hoist_captured(self, proto: onnx.ModelProto) -> None:
+        """graphsurgeon writes an outer initializer that a body reads into the body; put it back, once."""
+        outer = {t.name for t in proto.graph.initializer}
+        for body in _bodies(proto.graph):
+            captured = [t for t in body.initializer if t.name not in self._body_initializers]
+            kept = [t for t in body.initializer if t.name in self._body_initializers]
+            for tensor in captured:
+                if tensor.name not in outer:
+                    proto.graph.initializer.append(tensor)
+                    outer.add(tensor.name)
+            if captured:
+                del body.initializer[:]
+                body.initializer.extend(kept)
+
+    def replace(self, proto: onnx.ModelProto) -> None:
+        """Take over another model's graph, in place; metadata and doc strings of this one are kept."""
+        other, mine = Graph.from_proto(proto), self._sidecar
+        self._surgeon, self._body_initializers = other._surgeon, other._body_initializers
+        kept = onnx.ModelProto()
+        kept.CopyFrom(mine)
+        del kept.opset_import[:]
+        kept.opset_import.extend(other._sidecar.opset_import)
+        kept.ir_version = max(mine.ir_version, proto.ir_version)
+        self._sidecar = kept
+        self._taken = set()
+
+    def copy(self) -> Graph:
+        """A graph whose nodes and tensors are new and whose arrays are shared."""
+        return Graph(_copy(self._surgeon, {}), self._sidecar, self._body_initializers)
+
+    # ---- reading
+
+    @property
+    def nodes(self) -> list[Node]:
+        return cast(list[Node], self._surgeon.nodes)
+
+    @property
+    def inputs(self) -> list[Variable]:
+        return cast(list[Variable], self._surgeon.inputs)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return cast(list[Tensor], self._surgeon.outputs)
+
+    @property
+    def opset(self) -> int:
+        return int(self._surgeon.opset)
+
+    @property
+    def domains(self) -> dict[str, int]:
+        """The imported operator sets: domain -> version."""
+        return {o.domain: o.version for o in self._surgeon.import_domains}
+
+    @property
+    def functions(self) -> list[Any]:
+        return list(self._surgeon.functions)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {p.key: p.value for p in self._sidecar.metadata_props}
+
+    def set_metadata(self, key: str, text: str) -> None:
+        sidecar = onnx.ModelProto()
+        sidecar.CopyFrom(self._sidecar)
+        kept = [p for p in sidecar.metadata_props if p.key != key]
+        del sidecar.metadata_props[:]
+        sidecar.metadata_props.extend(kept)
+        sidecar.metadata_props.add(key=key, value=text)
+        self._sidecar = sidecar
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the main scope by its name."""
+        found: dict[str, Tensor] = {}
+        for tensor in self._all_tensors():
+            if tensor.name:
+                found.setdefault(tensor.name, tensor)
+        return found
+
+    def _all_tensors(self) -> Iterator[Tensor]:
+        yield from self.inputs
+        for node in self.nodes:
+            yield from node.inputs
+            yield from node.outputs
+        yield from self.outputs
+
+    def find(self, *op_types: str) -> list[Node]:
+        """The nodes of these ONNX op types, in order; bodies are not entered."""
+        return [n for n in self.nodes if n.op in op_types and n.domain in ONNX_DOMAINS]
+
+    def producer(self, tensor: Tensor) -> Node | None:
+        return tensor.inputs[0] if tensor.inputs else None
+
+    def readers(self, tensor: Tensor) -> list[tuple[Node | None, int]]:
+        """Who reads a tensor: (node, input index) in this scope, and (None, index) for each graph output it is."""
+        found: list[tuple[Node | None, int]] = []
+        for node in dict.fromkeys(tensor.outputs):
+            found += [(node, i) for i, t in enumerate(node.inputs) if t is tensor]
+        found += [(None, i) for i, t in enumerate(self.outputs) if t is tensor]
+        return found
+
+    def is_output(self, tensor: Tensor) -> bool:
+        return any(t is tensor for t in self.outputs)
+
+    def is_input(self, tensor: Tensor) -> bool:
+        return any(t is tensor for t in self.inputs)
+
+    def is_captured(self, tensor: Tensor) -> bool:
+        """Whether a body of a control-flow node reads the tensor."""
+        own = set(self.nodes)
+        return any(n not in own for n in tensor.outputs) or any(
+            any(t is tensor for t in body.outputs) for n in self.nodes for b in n.bodies for body in _with_nested(b)
+        )
+
+    def sole_consumer(self, tensor: Tensor) -> Node | None:
+        """The one node that reads the tensor; None when several do, a body does, or it is a graph output."""
+        if self.is_output(tensor) or len(tensor.outputs) != 1 or self.is_captured(tensor):
+            return None
+        return tensor.outputs[0]
+
+    # ---- changing
+
+    def fresh(self, base: str) -> str:
+        """A tensor and node name that nothing uses yet: `base`, else base_1, base_2 ..."""
+        self._taken = self._taken or self._names()
+        name, serial = base, 0
+        while name in self._taken:
+            serial += 1
+            name = f"{base}_{serial}"
+        self._taken.add(name)
+        return name
+
+    def _names(self) -> set[str]:
+        names = set(self._body_initializers)
+        for part in [self._surgeon, *self._surgeon.subgraphs(recursive=True)]:
+            for node in part.nodes:
+                names.add(node.name)
+                names.update(t.name for t in node.inputs)
+                names.update(t.name for t in node.outputs)
+            names.update(t.name for t in part.inputs)
+            names.update(t.name for t in part.outputs)
+        return names
+
+    def constant(self, base: str, values: np.ndarray) -> Constant:
+        """A new initializer named after `base`."""
+        return Constant(self.fresh(base), np.asarray(values, order="C"))
+
+    def variable(self, base: str, dtype: Any = None, shape: Sequence[Any] | None = None) -> Variable:
+        return Variable(self.fresh(base), dtype, None if shape is None else list(shape))
+
+    def insert(
+        self,
+        op: str,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        attrs: dict[str, Any] | None = None,
+        *,
+        name: str = "",
+        domain: str = "",
+    ) -> Node:
+        """A new node. Its place in the list is settled by `cleanup`."""
+        node = Node(op, self.fresh(name or f"{outputs[0].name}_{op}"), dict(attrs or {}), domain=domain)
+        node.inputs.extend(inputs)
+        node.outputs.extend(outputs)
+        self.nodes.append(node)
+        return node
+
+    def rewire(self, node: Node, *, inputs: Sequence[Tensor] | None = None, outputs: Sequence[Tensor] | None = None) -> None:
+        """Give a node other inputs, other outputs, or both."""
+        if inputs is not None:
+            node.inputs.clear()
+            node.inputs.extend(inputs)
+        if outputs is not None:
+            node.outputs.clear()
+            node.outputs.extend(outputs)
+
+    def set_input(self, node: Node, index: int, tensor: Tensor) -> None:
+        inputs = list(node.inputs)
+        while len(inputs) <= index:
+            inputs.append(Variable.empty())
+        inputs[index] = tensor
+        self.rewire(node, inputs=inputs)
+
+    def replace_uses(self, old: Tensor, new: Tensor) -> None:
+        """Every node that reads `old`, in bodies too, reads `new`. Graph outputs are left: their names are public."""
+        for node in list(dict.fromkeys(old.outputs)):
+            self.rewire(node, inputs=[new if t is old else t for t in node.inputs])
+        for node in self.nodes:
+            for body in node.bodies:
+                for part in _with_nested(body):
+                    part.outputs = [new if t is old else t for t in part.outputs]
+
+    def remove(self, node: Node) -> None:
+        self.rewire(node, inputs=[], outputs=[])
+        self._surgeon.nodes = [n for n in self.nodes if n is not node]
+
+    def bypass(self, node: Node) -> bool:
+        """Remove a one-in, one-out node that hands its first input on unchanged.
+
+        False, and nothing done, when both its ends are public: a graph input or constant that becomes a graph output.
+        """
+        source, result = node.inputs[0], node.outputs[0]
+        if not self.is_output(result):
+            self.replace_uses(result, source)
+            self.remove(node)
+            return True
+        maker = self.producer(source)
+        if maker is None or self.is_output(source) or maker not in set(self.nodes):
+            return False
+        self.remove(node)
+        self.replace_uses(source, result)
+        result.dtype, result.shape = result.dtype or source.dtype, result.shape or source.shape
+        self.rewire(maker, outputs=[result if t is source else t for t in maker.outputs])
+        return True
+
+    def extract(self, nodes: Sequence[Node], outputs: Sequence[Tensor]) -> onnx.ModelProto:
+        """A model of these nodes alone. Its inputs are the variables that they read and do not make."""
+        twin = self.copy()
+        chosen, tensors = {n.name for n in nodes}, twin.tensors()
+        kept = [n for n in twin.nodes if n.name in chosen]
+        made = {id(t) for n in kept for t in n.outputs}
+        needed = {id(t): t for n in kept for t in [*n.inputs, *_captured(n)] if isinstance(t, Variable) and t.name}
+        twin._surgeon.nodes = kept
+        twin._surgeon.inputs = [t for k, t in needed.items() if k not in made]
+        twin._surgeon.outputs = [tensors[t.name] for t in outputs]
+        return twin.to_proto()
+
+    def cleanup(self) -> int:
+        """Drop nodes whose outputs nobody reads and sort the rest by data flow, stable; returns how many were dropped."""
+        needed = {id(t) for t in self.outputs}
+        kept: list[Node] = []
+        for node in reversed(self._sorted()):
+            if not node.outputs or any(id(t) in needed for t in node.outputs):
+                kept.append(node)
+                needed.update(id(t) for t in node.inputs)
+                needed.update(id(t) for t in _captured(node))
+        kept.reverse()
+        dropped = set(self.nodes) - set(kept)
+        for node in dropped:
+            self.rewire(node, inputs=[], outputs=[])
+        self._surgeon.nodes = kept
+        return len(dropped)
+
+    def _sorted(self) -> list[Node]:
+        position = {node: k for k, node in enumerate(self.nodes)}
+        done: dict[Node, bool] = {}
+        order: list[Node] = []
+        for root in self.nodes:
+            stack = [(root, False)]
+            while stack:
+                node, expanded = stack.pop()
+                if expanded:
+                    done[node] = True
+                    order.append(node)
+                elif node not in done:
+                    done[node] = False
+                    stack.append((node, True))
+                    sources = [t.inputs[0] for t in [*node.inputs, *_captured(node)] if t.inputs]
+                    sources = [n for n in dict.fromkeys(sources) if n in position]
+                    stack.extend((n, False) for n in sorted(sources, key=position.__getitem__, reverse=True))
+                elif done[node] is False:
+                    continue
+        return order
+
+
+def _captured(node: Node) -> list[Tensor]:
+    """Tensors that the node's bodies read from outside."""
+    found: list[Tensor] = []
+    for body in node.bodies:
+        for part in _with_nested(body):
+            found += [t for n in part.nodes for t in n.inputs]
+            found += list(part.outputs)
+    return found
+
+
+def _with_nested(body: gs.Graph) -> list[gs.Graph]:
+    return [body, *body.subgraphs(recursive=True)]
+
+
+def _adopt(part: gs.Graph) -> None:
+    """Turn graphsurgeon's nodes and tensors into ours, which compare by identity, and give every node a name."""
+    for node in part.nodes:
+        node.__class__ = Node
+        for tensor in [*node.inputs, *node.outputs]:
+            _adopt_tensor(tensor)
+    for tensor in [*part.inputs, *part.outputs]:
+        _adopt_tensor(tensor)
+
+
+def _adopt_tensor(tensor: Any) -> None:
+    if type(tensor) is gs.Constant:
+        tensor.__class__ = Constant
+    elif type(tensor) is gs.Variable:
+        tensor.__class__ = Variable
+
+
+def _copy(part: gs.Graph, seen: dict[int, Any]) -> gs.Graph:
+    def tensor(old: Any) -> Any:
+        if id(old) not in seen:
+            if isinstance(old, Constant):
+                twin = Constant(old.name, old._values, old.data_location, old._export_dtype)
+            else:
+                twin = Variable(old.name, old.dtype, copy.copy(old.shape), getattr(old, "type", "tensor_type"))
+            seen[id(old)] = twin
+        return seen[id(old)]
+
+    nodes = []
+    for old in part.nodes:
+        inputs, outputs = [tensor(t) for t in old.inputs], [tensor(t) for t in old.outputs]
+        attrs = {k: _copy(v, seen) if isinstance(v, gs.Graph) else v for k, v in old.attrs.items()}
+        node = Node(old.op, old.name, attrs, domain=old.domain)
+        node.inputs.extend(inputs)
+        node.outputs.extend(outputs)
+        node.doc, node.metadata = old.doc, old.metadata
+        nodes.append(node)
+    twin = gs.Graph(
+        nodes=nodes,
+        inputs=[tensor(t) for t in part.inputs],
+        outputs=[tensor(t) for t in part.outputs],
+        name=part.name,
+        doc_string=part.doc_string,
+        opset=part.opset,
+        import_domains=list(part.import_domains or []),
+        functions=part.functions,
+    )
+    for field in ("producer_name", "producer_version", "ir_version"):
+        if hasattr(part, field):
+            setattr(twin, field, getattr(part, field))
+    return twin
+
+
+def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+                yield body
+                yield from _bodies(body)
+
+
+def _loaded(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
+    """A copy of the model whose external data, if any, has been read from `folder`."""
+    twin = onnx.ModelProto()
+    twin.CopyFrom(proto)
+    for graph in [twin.graph, *_bodies(twin.graph)]:
+        attributes = (a.t for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.TENSOR)
+        for tensor in [*graph.initializer, *attributes]:
+            if uses_external_data(tensor):
+                _load_external(tensor, folder)
+    return twin
+
+
+def _load_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
+    location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+    if folder is None:
+        raise ModelError(
+            f"tensor {tensor.name} keeps its data in {location}, and a model given in memory has no folder; "
+            "give the path of the model file instead"
+        )
+    try:
+        load_external_data_for_tensor(tensor, str(folder.resolve()))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            f"external data of tensor {tensor.name} cannot be read from {folder / location}: {error}; "
+            "put the data file next to the model"
+        ) from error
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _unique_names(proto: onnx.ModelProto) -> frozenset[str]:
+    """Name every node, apart from all others in every scope; returns the names of the initializers that bodies own.
+
+    Tensor names are apart already: ONNX forbids a body to redefine a name of its outer scope, and sibling bodies that
+    share one are told apart by renaming the later.
+    """
+    taken = {n.name for g in [proto.graph, *_bodies(proto.graph)] for n in g.node if n.name}
+    seen: set[str] = set()
+    for graph in [proto.graph, *_bodies(proto.graph)]:
+        for node in graph.node:
+            if not node.name or node.name in seen:
+                base, k = node.name or f"{node.op_type}_{len(seen)}", 0
+                name = base
+                while name in taken or name in seen:
+                    k += 1
+                    name = f"{base}_{k}"
+                node.name = name
+            seen.add(node.name)
+    owned: set[str] = set()
+    tensors = {t.name for t in proto.graph.initializer} | {o for n in proto.graph.node for o in n.output}
+    tensors |= {i.name for i in proto.graph.input}
+    for body in _bodies(proto.graph):
+        local = [t.name for t in body.initializer] + [o for n in body.node for o in n.output if o]
+        for name in local:
+            if name in tensors:
+                new = name
+                while new in tensors:
+                    new += "_"
+                _rename(body, name, new)
+                tensors.add(new)
+            tensors.add(name)
+        owned.update(t.name for t in body.initializer)
+    return frozenset(owned)
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for part in [graph, *_bodies(graph)]:
+        for tensor in [*part.initializer, *part.value_info, *part.output]:
+            if tensor.name == old:
+                tensor.name = new
+        for node in part.node:
+            for names in (node.input, node.output):
+                for k, name in enumerate(names):
+                    if name == old:
+                        names[k] = new
+
+
+def _restore_interface(proto: onnx.ModelProto, side: onnx.ModelProto) -> None:
+    """Doc strings and denotations of inputs and outputs, and the initializers that a caller may override."""
+    for exported, original in ((proto.graph.input, side.graph.input), (proto.graph.output, side.graph.output)):
+        by_name = {v.name: v for v in original}
+        for info in exported:
+            if info.name in by_name:
+                info.CopyFrom(by_name[info.name])
+    present = {i.name for i in proto.graph.input}
+    initializers = {t.name: t for t in proto.graph.initializer}
+    for info in side.graph.input:
+        if info.name not in present and info.name in initializers:
+            proto.graph.input.append(info)
+
+
+def lazily(tensor: onnx.TensorProto) -> LazyValues:
+    """Values that graphsurgeon exports verbatim: the way to give an initializer a 4-bit type."""
+    return LazyValues(tensor)

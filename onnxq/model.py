@@ -1,0 +1,245 @@
+"""Model: the one value that travels through the passes, and the small types its tables hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxq.errors import PassError
+from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds
+from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantType
+
+PER_CHANNEL_OPSET = 13
+
+if TYPE_CHECKING:
+    from onnxq.calibration import Calibration
+    from onnxq.data import Samples
+    from onnxq.target import Target
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Parameters come from statistics of the tensor: its sketch, or its values where it is a constant."""
+
+    type: QuantType
+    granularity: Granularity = PerTensor()
+    symmetric: bool = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Parameters are those of another tensor."""
+
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A bias: int32, scale = scale of `activation` x scale of `weight`, zero point 0."""
+
+    activation: str
+    weight: str
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Parameters are given."""
+
+    params: QuantParams
+
+
+QuantSpec = Observed | Shared | Derived | Fixed
+
+# A reader is (node name, input index); a graph output reads as (OUTPUT, its index).
+Reader = tuple[str, int]
+OUTPUT = ""
+
+
+class State(Enum):
+    INTEGER = "int8"
+    FLOAT = "float"
+
+
+class Reason(Enum):
+    """Why a compute node is not integer."""
+
+    UNSUPPORTED = "the target has no integer kernel for it"
+    NO_CONSTANT_WEIGHT = "its weight is computed at run time"
+    NOT_FLOAT32 = "its input is not known to be float32"
+    REGION = "a neighbour stays float, so integers would only cost conversions"
+    EXCLUDED = "excluded by the user"
+    NOT_FUSED = "the runtime does not fuse it"
+    NO_STATISTICS = "its activations were never seen in calibration"
+    DEGENERATE = "its activations are constant"
+    IN_BODY = "it is in a body of a control-flow node"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger."""
+
+    op: str
+    state: State
+    reason: Reason | None = None
+    detail: str = ""
+
+
+@dataclass
+class Model:
+    """A graph on its way to being quantized.
+
+    specs says where and how a tensor is quantized, params holds the numbers; `quantized_inputs` says which readers read a
+    tensor through QuantizeLinear and DequantizeLinear. Which tables are filled is the stage that the model is in.
+    """
+
+    graph: Graph
+    target: Target
+    specs: dict[str, QuantSpec] = field(default_factory=dict)
+    quantized_inputs: set[Reader] = field(default_factory=set)
+    params: dict[str, QuantParams] = field(default_factory=dict)
+    ledger: dict[str, Entry] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    reference: Graph | None = None
+    samples: Samples | None = None
+    threads: int = 0
+    progress: Callable[[str, int, int | None], None] | None = None
+    excluded: frozenset[str] = frozenset()  # nodes that the user wants in float
+    unplaced: frozenset[str] = frozenset()  # nodes that the audit found in float all the same
+    refusals: list[tuple[str, str]] = field(default_factory=list)
+    constants: dict[str, tuple[Constant, Constant]] = field(default_factory=dict)  # scale and zero point, once lowered
+
+    def fork(self) -> Model:
+        """A twin that can be changed without changing this one. Arrays are shared; they are never written in place."""
+        return Model(
+            graph=self.graph.copy(),
+            target=self.target,
+            specs=dict(self.specs),
+            quantized_inputs=set(self.quantized_inputs),
+            params=dict(self.params),
+            ledger=dict(self.ledger),
+            calibration=self.calibration,
+            reference=self.reference,
+            samples=self.samples,
+            threads=self.threads,
+            progress=self.progress,
+            excluded=self.excluded,
+            unplaced=self.unplaced,
+            refusals=list(self.refusals),
+        )
+
+    def refuse(self, node: Node, why: str) -> None:
+        """Record that the running pass left this node alone."""
+        self.refusals.append((node.name, why))
+
+    def keep_float(self, node: Node, reason: Reason, detail: str = "") -> None:
+        self.ledger[node.name] = Entry(node.op, State.FLOAT, reason, detail)
+
+    def root(self, tensor: str) -> str:
+        """The tensor whose parameters this one shares, itself where it shares none."""
+        seen = {tensor}
+        while isinstance(spec := self.specs.get(tensor), Shared):
+            tensor = spec.tensor
+            if tensor in seen:
+                raise PassError(f"tensor {tensor} shares parameters with itself")
+            seen.add(tensor)
+        return tensor
+
+    def params_of(self, tensor: str) -> QuantParams:
+        root = self.root(tensor)
+        spec = self.specs.get(root)
+        if isinstance(spec, Fixed):
+            return spec.params
+        if root not in self.params:
+            raise PassError(f"tensor {tensor} has a spec and no parameters yet; choose ranges first")
+        return self.params[root]
+
+    def is_quantized(self, node: Node) -> bool:
+        """Whether any input of the node is read through Q and DQ."""
+        return any((node.name, i) in self.quantized_inputs for i in range(len(node.inputs)))
+
+    def readers(self, tensor: Tensor) -> list[Reader]:
+        return [(node.name if node else OUTPUT, index) for node, index in self.graph.readers(tensor)]
+
+    def output_is_quantized(self, tensor: Tensor) -> bool:
+        """Whether every reader of the tensor, graph outputs too, reads it through Q and DQ."""
+        readers = self.readers(tensor)
+        return bool(readers) and tensor.name in self.specs and all(r in self.quantized_inputs for r in readers)
+
+    @property
+    def qdq_domain(self) -> str:
+        """The domain of Q and DQ: ONNX's own has per-channel parameters from opset 13 on, onnxruntime's has them always."""
+        return "" if self.graph.opset >= PER_CHANNEL_OPSET else "com.microsoft"
+
+    def parameter_constants(self, tensor: str) -> tuple[Constant, Constant]:
+        """The initializers x_scale and x_zero_point of a tensor; tensors that share parameters share them."""
+        root, params = self.root(tensor), self.params_of(tensor)
+        if root not in self.constants:
+            scale = self.graph.constant(f"{root}_scale", params.scale)
+            self.constants[root] = scale, self.graph.constant(f"{root}_zero_point", params.zero_point)
+        return self.constants[root]
+
+    def insert_dequantized(self, tensor: Constant, codes: np.ndarray, params: QuantParams) -> None:
+        """Replace a constant by its integer codes and the DequantizeLinear that reads them."""
+        graph, base = self.graph, tensor.name
+        inputs = [
+            graph.constant(f"{base}_quantized", codes),
+            graph.constant(f"{base}_scale", params.scale),
+            graph.constant(f"{base}_zero_point", params.zero_point),
+        ]
+        result = graph.variable(f"{base}_DequantizeLinear_Output", np.float32, codes.shape)
+        attrs = {"axis": params.granularity.axis} if isinstance(params.granularity, PerAxis) else {}
+        graph.replace_uses(tensor, result)
+        name = f"{base}_DequantizeLinear"
+        graph.insert("DequantizeLinear", inputs, [result], attrs, name=name, domain=self.qdq_domain)
+
+    def absorbed(self, node: Node) -> Tensor:
+        """The tensor in which a node's result leaves it: its output, or that of the activation that its Q takes in.
+
+        A Relu can vanish into the Q after it, and so can a Clip of constant bounds with 0 between them.
+        """
+        result = node.outputs[0]
+        reader = self.graph.sole_consumer(result)
+        if reader is None or reader.op not in self.target.absorbed or reader.domain:
+            return result
+        if reader.op == "Clip":
+            low, high = clip_bounds(reader)
+            if low is None or high is None or low > 0 or high < 0:
+                return result
+        return reader.outputs[0]
+
+    def compute_nodes(self) -> Iterator[Node]:
+        """The nodes that can start an integer region on the target: Conv, MatMul, Gemm."""
+        yield from self.graph.find(*self.target.compute)
+
+
+def verify(model: Model) -> None:
+    """Raise PassError unless the graph is sorted, single-assignment, and every table entry names something that exists."""
+    graph = model.graph
+    known = {t.name for t in graph.inputs}
+    names: set[str] = set()
+    for node in graph.nodes:
+        if node.name in names:
+            raise PassError(f"two nodes are named {node.name}")
+        names.add(node.name)
+        for tensor in node.inputs:
+            if tensor.name and not isinstance(tensor, Constant) and tensor.name not in known:
+                raise PassError(f"node {node.name} reads {tensor.name} before anything makes it")
+        for tensor in node.outputs:
+            if tensor.name in known:
+                raise PassError(f"tensor {tensor.name} has two producers, the second is {node.name}")
+            if tensor.name:
+                known.add(tensor.name)
+    for tensor in graph.outputs:
+        if tensor.name not in known and not isinstance(tensor, Constant):
+            raise PassError(f"nothing makes the graph output {tensor.name}")
+    live = graph.tensors()
+    for tensor in model.specs:
+        if tensor not in live:
+            raise PassError(f"there is a spec for {tensor}, which is not in the graph")
+    for name, _ in model.quantized_inputs:
+        if name != OUTPUT and name not in names:
+            raise PassError(f"a quantized input belongs to {name}, which is not in the graph")

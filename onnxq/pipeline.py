@@ -1,0 +1,367 @@
+"""recipe -> ordered passes, each constraint with its reason; load, quantize, calibrate, save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxq import audit, proof, runtime, target, validation
+from onnxq import passes as p
+from onnxq.calibration import Calibration, hash_of_model
+from onnxq.data import ImageOptions, Samples, load_function, open_samples
+from onnxq.errors import CalibrationError, DataError, RecipeError, nearest
+from onnxq.graph import Graph
+from onnxq.model import Model, State, verify
+from onnxq.passmanager import Pass, PassManager, PassRecord
+from onnxq.recipe import Recipe
+from onnxq.recipe import load as load_recipe
+from onnxq.report import Report, check_writable
+from onnxq.runtime import Session, TensorInfo
+from onnxq.source import Source, load_source, save
+
+Progress = Callable[[str, int, int | None], None]
+MOST_AUDITS = 5
+
+# Float passes, run over and over until none finds work, then proved equal to the model that was loaded.
+FLOAT: tuple[type[Pass], ...] = (
+    p.RaiseOpset,  # first: every later pass reads the attributes and inputs of opset 13
+    p.FoldConstants,  # before shapes are inferred: a Reshape's target is then a constant
+    p.InferShapes,  # before whatever asks for ranks and types
+    p.FoldShapes,  # needs shapes; frees Reshapes and Pads from Shape arithmetic
+    p.RemoveIdentity,
+    p.RemoveDropout,
+    p.RemoveCast,  # needs types
+    p.RemoveReshapePairs,
+    p.RemoveTransposePairs,
+    p.FuseConvBatchnorm,  # before fold-batchnorm, which takes what is left
+    p.FuseGemmBatchnorm,
+    p.FusePad,  # needs constant pads
+    p.FuseMatmulAdd,
+    p.FuseReducemean,
+    p.FoldSub,  # before fuse-conv-affine, which knows only Add and Mul
+    p.FoldDiv,
+    p.FuseConvAffine,
+    p.FoldBatchnorm,
+)
+PLACE: tuple[type[Pass], ...] = (
+    p.AnnotateCompute,  # what starts integer regions
+    p.AnnotateRegions,  # grows them
+)
+OBSERVE: tuple[type[Pass], ...] = (p.CollectStatistics, p.ChooseRanges, p.ChooseWeightRanges)
+SELECT: tuple[type[Pass], ...] = (p.RepairSaturation,)  # needs activation and weight parameters
+REFINE: tuple[type[Pass], ...] = (
+    p.CorrectBias,  # needs the final weight parameters
+    p.RepairBiasOverflow,  # needs the final biases
+)
+LOWER: tuple[type[Pass], ...] = (
+    p.QuantizeBiases,  # while specs still tell whose scales a bias is derived from
+    p.QuantizeWeights,
+    p.InsertQdq,
+    p.RemoveRedundantPairs,
+    p.DeduplicateQdq,
+)
+
+
+def quantize(
+    model: str | Path | bytes | onnx.ModelProto,
+    data: Any = None,
+    *,
+    output: str | Path | None = None,
+    eval: Any = None,  # noqa: A002
+    calibration: str | Path | Calibration | None = None,
+    target: str | None = None,
+    observer: str | None = None,
+    exclude: Sequence[str] | None = None,
+    recipe: str | Path | Recipe | None = None,
+    metric: str | validation.Metric | None = None,
+    max_drop: float | None = None,
+    min_speedup: float | None = None,
+    max_samples: int | None = None,
+    images: ImageOptions | None = None,
+    threads: int = 0,
+    provider: str | None = None,
+    seed: int = 0,
+    validate: bool = True,
+    force: bool = False,
+    dump_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Quantize a float32 ONNX model, check the result and compare it with the float model.
+
+    `data` are calibration samples in any form that data.py lists; `eval` the ones to compare on, `data` where it is left
+    out. `calibration` takes their place where statistics were collected before. With `output` the model is written there.
+    Raises OnnxqError; a missed gate is no error: it is in `Report.missed_gates`.
+    """
+    if isinstance(recipe, Recipe):
+        chosen = recipe
+    else:
+        gates = {"max_drop": max_drop, "min_speedup": min_speedup}
+        excluded = None if not exclude else tuple(exclude)
+        chosen = load_recipe(recipe, target=target, observer=observer, exclude=excluded, gates=gates)
+    source = load_source(model)
+    out = None if output is None else Path(output)
+    if out is not None:
+        check_writable(out, source.path, force)
+    score = load_function(metric) if isinstance(metric, str) else metric
+    prepared = _prepare(
+        source, data, chosen, calibration=calibration, max_samples=max_samples, images=images, threads=threads,
+        provider=provider, dump_dir=dump_dir, progress=progress,
+    )  # fmt: skip
+    evaluation = None
+    if eval is not None:
+        evaluation = open_samples(eval, prepared.inputs, images=images, limit=max_samples)
+        next(iter(evaluation))  # a bad path or shape is found before the long work
+    quantized, records = _quantize(prepared, chosen)
+    proto = quantized.graph.to_proto()
+    report = _report(prepared, quantized, proto, chosen, records, out)
+    if validate:
+        samples, name = (evaluation, "evaluation") if evaluation is not None else (prepared.model.samples, "calibration")
+        _validate(report, source, samples, name, score, prepared, seed=seed, progress=progress)
+    gates = chosen.gates
+    report.missed_gates = validation.missed_gates(report.accuracy, report.latency, gates.max_drop, gates.min_speedup)
+    if out is not None:
+        save(proto, out)
+    return report
+
+
+def calibrate(
+    model: str | Path | bytes | onnx.ModelProto,
+    data: Any,
+    *,
+    output: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
+    target: str | None = None,
+    max_samples: int | None = None,
+    images: ImageOptions | None = None,
+    threads: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Collect the statistics that `quantize(calibration=...)` needs, so that the data is read once. Raises OnnxqError."""
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, target=target)
+    source = load_source(model)
+    out = None if output is None else Path(output)
+    if out is not None:
+        check_writable(out, source.path, force)
+    prepared = _prepare(
+        source, data, chosen, max_samples=max_samples, images=images, threads=threads, progress=progress
+    )  # fmt: skip
+    placed = prepared.model.fork()
+    prepared.manager.run(placed, _passes((*PLACE, p.CollectStatistics), chosen))
+    assert placed.calibration is not None
+    placed.calibration.source_hash = prepared.source_hash
+    if out is not None:
+        placed.calibration.save(out)
+    return placed.calibration
+
+
+@dataclass
+class _Prepared:
+    """A model after the float stages, with all that the rest of the run needs."""
+
+    source: Source
+    source_hash: str
+    model: Model
+    manager: PassManager
+    records: list[PassRecord]
+    inputs: list[TensorInfo]
+    provider: str
+    float_bytes: int
+
+
+def _prepare(
+    source: Source,
+    data: Any,
+    recipe: Recipe,
+    *,
+    calibration: str | Path | Calibration | None = None,
+    max_samples: int | None = None,
+    images: ImageOptions | None = None,
+    threads: int = 0,
+    provider: str | None = None,
+    dump_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> _Prepared:
+    chosen = target.load(recipe.target)
+    device = runtime.check_provider(provider or chosen.provider)
+    if data is None and calibration is None:
+        raise DataError("there is no calibration data: activations need samples to choose their ranges; give --data FOLDER")
+    graph = Graph.from_proto(source.proto, source.folder)
+    original = graph.to_proto()
+    inputs = Session(original, threads=threads).inputs
+    samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
+    collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
+    digest = hash_of_model(original)
+    if collected is not None and collected.source_hash != digest:
+        raise CalibrationError(
+            "the calibration file was made from another model (their contents differ); run onnxq calibrate on this one"
+        )
+    probes = _probes(samples, collected)
+    model = Model(graph, chosen, calibration=collected, samples=samples, threads=threads, progress=progress)
+    manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
+    model, records = manager.run_exact(model, _passes(FLOAT, recipe))
+    model.reference = model.graph.copy()
+    model.excluded = _excluded(model.graph, recipe.exclude)
+    return _Prepared(source, digest, model, manager, records, inputs, device, original.ByteSize())
+
+
+def _passes(kinds: Sequence[type[Pass]], recipe: Recipe) -> list[Pass]:
+    """The passes with the recipe's options; those that it leaves out are left out."""
+    made = []
+    for kind in kinds:
+        options = recipe.options(kind.name)
+        if options is None:
+            continue
+        if kind is p.ChooseRanges:
+            overrides = tuple((o.match, o.observer) for o in recipe.override)
+            options = {"observer": recipe.observer, "overrides": overrides, **options}
+        made.append(kind.with_options(options))
+    return made
+
+
+def _probes(samples: Samples | None, calibration: Calibration | None) -> list[dict[str, np.ndarray]]:
+    if samples is not None:
+        found = []
+        for sample in samples:
+            found.append(sample.feed)
+            if len(found) == 2:
+                break
+        return found
+    return [] if calibration is None else calibration.probes[:2]
+
+
+def _excluded(graph: Graph, patterns: Sequence[str]) -> frozenset[str]:
+    """The nodes that match a pattern by name, op type or output. A pattern that matches nothing is an error."""
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {
+            n.name
+            for n in graph.nodes
+            if fnmatchcase(n.name, pattern) or n.op == pattern or any(fnmatchcase(t.name, pattern) for t in n.outputs)
+        }
+        if not matched:
+            known = {n.op for n in graph.nodes} | {n.name for n in graph.nodes}
+            close = nearest(pattern, known)
+            raise RecipeError(
+                f"nothing matches --exclude {pattern}; {close if len(close) < 300 else 'see onnxq inspect MODEL'}"
+            )
+        found |= matched
+    return frozenset(found)
+
+
+def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
+    """Place, observe, select, refine, lower; then again from the reference without what the runtime did not fuse."""
+    start, records = prepared.model, prepared.records
+    tail = SELECT + REFINE + LOWER
+    for _ in range(MOST_AUDITS):
+        model = start.fork()
+        run = prepared.manager.run(model, _passes(PLACE + OBSERVE, recipe))
+        start.calibration = model.calibration
+        planned = {n.name for n in model.graph.nodes if model.is_quantized(n)}
+        run += prepared.manager.run(model, _passes(tail, recipe))
+        integer = audit.run_in_integers(model.graph.to_proto(), planned)
+        unfused = planned - integer
+        if not unfused:
+            break
+        start.unplaced = start.unplaced | unfused
+    audit.complete_ledger(model, integer)
+    assert model.calibration is not None
+    model.calibration.source_hash = prepared.source_hash
+    _stamp(model, recipe, prepared)
+    return model, records + run
+
+
+def _stamp(model: Model, recipe: Recipe, prepared: _Prepared) -> None:
+    """Provenance into the file's metadata; nothing in it depends on the time or the place."""
+    from onnxq import __version__
+
+    ledger = {
+        name: [e.op, e.state.value, "" if e.reason is None else e.reason.name.lower(), e.detail]
+        for name, e in model.ledger.items()
+    }
+    model.graph.set_metadata("onnxq.version", __version__)
+    model.graph.set_metadata("onnxq.recipe", recipe.model_dump_json(by_alias=True))
+    model.graph.set_metadata("onnxq.source_sha256", prepared.source_hash)
+    model.graph.set_metadata("onnxq.ledger", json.dumps(ledger))
+
+
+def _report(
+    prepared: _Prepared,
+    model: Model,
+    proto: onnx.ModelProto,
+    recipe: Recipe,
+    records: list[PassRecord],
+    out: Path | None,
+) -> Report:
+    from onnxq import __version__
+
+    calibration, reference = model.calibration, model.reference
+    assert calibration is not None
+    assert reference is not None
+    probe = calibration.probes[0]
+    Session(proto, threads=model.threads).run(probe)  # the result loads and runs, or nothing is written
+    macs = audit.multiply_accumulates(reference, probe, model.threads)
+    report = Report(
+        model=proto,
+        version=__version__,
+        source=prepared.source.name,
+        output=None if out is None else str(out),
+        target=model.target.name,
+        observer=recipe.observer,
+        samples=calibration.samples,
+        machine=runtime.machine(),
+        passes=records,
+        ledger=model.ledger,
+        coverage=audit.coverage(model.ledger, macs),
+        float_bytes=prepared.float_bytes,
+        quantized_bytes=proto.ByteSize(),
+    )
+    report.notes += [f"Pass {r.name} was rolled back: {r.rolled_back}." for r in records if r.rolled_back]
+    unfused = [n for n, e in model.ledger.items() if e.state is State.FLOAT and n in prepared.model.unplaced]
+    if unfused:
+        report.notes.append(
+            f"The runtime did not fuse {len(unfused)} nodes; they were left in float, the first {unfused[0]}."
+        )
+    if not any(e.state is State.INTEGER for e in model.ledger.values()):
+        report.notes.append("Nothing could be quantized; the result is the float model after its float rewrites.")
+    return report
+
+
+def _validate(
+    report: Report,
+    source: Source,
+    samples: Samples | None,
+    name: str,
+    metric: validation.Metric | None,
+    prepared: _Prepared,
+    *,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    threads, provider = prepared.model.threads, prepared.provider
+    original = source.loadable
+    assert prepared.model.calibration is not None
+    probe = prepared.model.calibration.probes[0]
+    if samples is None:
+        report.notes.append("No accuracy was measured: a calibration file holds statistics, not samples; give --eval.")
+    else:
+        sessions = [
+            Session(original, threads=threads),
+            Session(report.model, threads=threads, config=runtime.EMULATED),
+            Session(report.model, threads=threads, provider=provider),
+        ]
+        report.accuracy = validation.accuracy(
+            sessions, samples, data=name, metric=metric, progress=progress, total=samples.length
+        )
+        if report.accuracy.kernel_effect:
+            report.notes.append(report.accuracy.kernel_effect)
+    report.latency = validation.latency(
+        [original, report.model], probe, threads=threads or 1, provider=provider, seed=seed, progress=progress
+    )

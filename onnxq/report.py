@@ -1,0 +1,251 @@
+"""Report: what a quantization did, as a terminal page and as JSON; and writing files whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxq.audit import KernelCount
+from onnxq.errors import OutputError
+from onnxq.model import Entry, State
+from onnxq.passmanager import PassRecord
+from onnxq.validation import Accuracy, Comparison, Latency
+
+if TYPE_CHECKING:
+    import onnx
+    from rich.console import Console
+    from rich.table import Table
+
+SCHEMA = 1
+
+
+@dataclass
+class Report:
+    """The result of `quantize`. `model` is the quantized ModelProto; the rest says what was done and measured."""
+
+    model: onnx.ModelProto
+    version: str
+    source: str
+    output: str | None
+    target: str
+    observer: str
+    samples: int
+    machine: dict[str, Any]
+    passes: list[PassRecord]
+    ledger: dict[str, Entry]
+    coverage: dict[str, KernelCount]
+    float_bytes: int
+    quantized_bytes: int
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None
+    notes: list[str] = field(default_factory=list)
+    missed_gates: list[str] = field(default_factory=list)
+
+    @property
+    def integer_share(self) -> float:
+        """Share of Conv, MatMul, Gemm and the like that run in integer kernels, by count."""
+        return _share(*self._compute_counts("integer", "float"))
+
+    @property
+    def integer_mac_share(self) -> float:
+        """The same share by multiply-accumulates."""
+        return _share(*self._compute_counts("integer_macs", "float_macs"))
+
+    def _compute_counts(self, integer: str, other: str) -> tuple[int, int]:
+        from onnxq.audit import COMPUTE
+
+        rows = [c for op, c in self.coverage.items() if op in COMPUTE]
+        return sum(getattr(c, integer) for c in rows), sum(getattr(c, other) for c in rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the model, as plain values."""
+        found = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "model"}
+        accuracy = self.accuracy
+        if accuracy is not None:
+            found["accuracy"] |= {
+                "metric": accuracy.metric,
+                "drop": _plain(accuracy.drop),
+                "kernel_effect": accuracy.kernel_effect,
+            }
+        if self.latency is not None:
+            found["latency"]["verdict"] = self.latency.verdict
+        shares = {"integer_share": self.integer_share, "integer_mac_share": self.integer_mac_share}
+        return {"schema": SCHEMA, **found, **shares}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def print(self, console: Console) -> None:
+        """The page that ends `onnxq quantize`."""
+        title = f"{Path(self.source).name} for {self.target}"
+        table = _table(title, self.accuracy, self.latency, self.float_bytes, self.quantized_bytes)
+        console.print(table)
+        for line in self.sentences():
+            console.print(line, highlight=False)
+
+    def sentences(self) -> list[str]:
+        """What the table does not say, one sentence each."""
+        lines = []
+        if self.latency is not None:
+            lines.append(speed_sentence(self.latency))
+        integer, other = self._compute_counts("integer", "float")
+        lines.append(
+            f"Integer kernels: {integer} of {integer + other} Conv/MatMul/Gemm ({self.integer_mac_share:.0%} of "
+            "multiply-accumulates)."
+        )
+        floats: dict[str, list[str]] = {}
+        for entry in self.ledger.values():
+            if entry.state is State.FLOAT and entry.reason is not None:
+                floats.setdefault(entry.reason.value, []).append(entry.op)
+        for why, ops in floats.items():
+            counted = ", ".join(f"{ops.count(op)} {op}" for op in dict.fromkeys(ops))
+            lines.append(f"Float: {counted}: {why}.")
+        if self.accuracy is not None:
+            lines.append(f"Compared on {self.accuracy.samples} samples of the {self.accuracy.data} data.")
+        return [*lines, *self.notes, *[f"Missed: {gate}." for gate in self.missed_gates]]
+
+
+def accuracy_rows(accuracy: Accuracy) -> list[tuple[str, str, str, str]]:
+    """Table rows (what, float, emulated, real kernels)."""
+    rows = []
+    columns = (accuracy.float, accuracy.emulated, accuracy.real)
+    for name in accuracy.float.metrics:
+        unit = "" if name == "metric" else ", %"
+        rows.append((f"{name}{unit}", *[f"{c.metrics[name]:.2f}" for c in columns]))
+    for name in accuracy.float.outputs:
+        emulated, real = accuracy.emulated.outputs[name], accuracy.real.outputs[name]
+        rows.append((f"{name}: SQNR, dB", "", f"{emulated.sqnr:.1f}", f"{real.sqnr:.1f}"))
+        rows.append((f"{name}: cosine", "", f"{emulated.cosine:.5f}", f"{real.cosine:.5f}"))
+        if emulated.argmax_agreement is not None and real.argmax_agreement is not None:
+            rows.append((f"{name}: same arg max, %", "", f"{emulated.argmax_agreement:.1f}", f"{real.argmax_agreement:.1f}"))
+    return rows
+
+
+def _share(integer: int, other: int) -> float:
+    return integer / (integer + other) if integer + other else 0.0
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)  # JSON has no infinity
+    return getattr(value, "value", value)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all. Raises OutputError."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_writable(path: Path, source: Path | None, force: bool) -> None:
+    """Refuse early what could not be written at the end. Raises OutputError."""
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise OutputError(f"the output {path} is the input model; give another name")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists; give --force to replace it, or another name")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"the folder {path.parent} is not writable; give another")
+
+
+def to_plain_json(record: Any) -> str:
+    """Any of the result records as JSON, with the schema number."""
+    plain = _plain(record)
+    if isinstance(record, Comparison):
+        plain["accuracy"] |= {"metric": record.accuracy.metric, "drop": _plain(record.accuracy.drop)}
+        plain["latency"]["verdict"] = record.latency.verdict
+    return json.dumps({"schema": SCHEMA, **plain}, indent=1) + "\n"
+
+
+def comparison_table(found: Comparison) -> Table:
+    """The table of `onnxq validate`."""
+    return _table("validation", found.accuracy, found.latency, found.float_bytes, found.quantized_bytes)
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    lines = [speed_sentence(found.latency)]
+    lines.append(f"Integer kernels: {found.integer} of {found.integer + found.float} Conv/MatMul/Gemm and recurrent nodes.")
+    if found.accuracy.kernel_effect:
+        lines.append(found.accuracy.kernel_effect)
+    return [*lines, f"Compared on {found.accuracy.samples} samples.", *[f"Missed: {g}." for g in found.missed_gates]]
+
+
+def speed_sentence(latency: Latency) -> str:
+    ratio, low, high = latency.speedup
+    control = latency.control
+    return (
+        f"Speed: {ratio:.2f}x the float model ({low:.2f} to {high:.2f}; a second float copy: {control[1]:.2f} to "
+        f"{control[2]:.2f}), {latency.verdict}; {latency.threads or 'all'} thread(s)."
+    )
+
+
+def _table(title: str, accuracy: Accuracy | None, latency: Latency | None, float_bytes: int, quantized_bytes: int) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in ("float", "emulated", "real kernels"):
+        table.add_column(column, justify="right")
+    for row in accuracy_rows(accuracy) if accuracy is not None else ():
+        table.add_row(*row)
+    if latency is not None:
+        table.add_row("latency, median ms", f"{latency.float_median:.3f}", "", f"{latency.quantized_median:.3f}")
+        table.add_row("latency, p90 ms", f"{latency.float_p90:.3f}", "", f"{latency.quantized_p90:.3f}")
+    table.add_row("size, kB", f"{float_bytes / 1e3:.0f}", "", f"{quantized_bytes / 1e3:.0f}")
+    return table
+
+
+def inspection_page(path: Path) -> tuple[Table, dict[str, Any]]:
+    """(table, plain values) of what the runtime runs for a file; with its ledger, where onnxq wrote the file."""
+    from rich.table import Table
+
+    from onnxq.audit import FLOAT_KERNELS, INTEGER_KERNELS, inspect
+    from onnxq.source import load_any
+
+    source = load_any(path)
+    found = inspect(source.loadable)
+    metadata = {p.key: p.value for p in source.proto.metadata_props}
+    ledger = json.loads(metadata.get("onnxq.ledger", "{}"))
+    opsets = ", ".join(f"{o.domain or 'onnx'} {o.version}" for o in source.proto.opset_import)
+    table = Table(
+        title=f"{path.name}: opset {opsets}; {found.integer} of {found.integer + found.float} compute nodes in integer kernels",
+        title_justify="left",
+    )
+    for column in ("kernel", "count", "kind"):
+        table.add_column(column)
+    for op, count in found.kernels.items():
+        kind = "integer" if op in INTEGER_KERNELS or op.startswith("QLinear") else "float" if op in FLOAT_KERNELS else ""
+        table.add_row(op, str(count), kind)
+    for name in found.dequantized_in_front:
+        table.add_row(name, "1", "float, with Q/DQ that the runtime did not fuse")
+    for name, (op, state, reason, detail) in ledger.items():
+        if state == "float":
+            table.add_row(f"{op} {name}", "1", f"float: {reason}{f' ({detail})' if detail else ''}")
+    return table, {"schema": SCHEMA, **_plain(found), "ledger": ledger, "metadata": metadata.get("onnxq.version")}

@@ -1,0 +1,233 @@
+"""The one door to onnxruntime: sessions, what the runtime makes of a graph, paired timing, the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxq.errors import ModelError, RecipeError, nearest
+
+Feed = Mapping[str, np.ndarray]
+CPU = "CPUExecutionProvider"
+LARGEST_IN_MEMORY = 1_800_000_000  # protobuf refuses messages of 2 GB
+EMULATED = {"session.disable_quant_qdq": "1"}  # Q and DQ run as they are written, in float: 32-bit-accumulating hardware
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a model: its name, numpy dtype (None: no plain tensor), and dimensions (None: any)."""
+
+    name: str
+    dtype: np.dtype | None
+    shape: tuple[int | None, ...] | None
+
+
+class Session:
+    """A loaded model. `run` takes and gives arrays by name."""
+
+    def __init__(
+        self, model: onnx.ModelProto | str | Path, *, threads: int = 0, provider: str = CPU, config: Feed | Any = None
+    ) -> None:
+        options = _options(threads, config or {})
+        try:
+            with _loadable(model) as source:
+                self._session = ort.InferenceSession(source, options, providers=[provider])
+        except Exception as error:  # onnxruntime raises a class of its own for each status code
+            raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+        self.inputs = [_info(i) for i in self._session.get_inputs()]
+        self.outputs = [_info(o) for o in self._session.get_outputs()]
+        self._names = [o.name for o in self.outputs]
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Every output by its name. Entries of the feed that are no inputs (labels) are left out."""
+        wanted = {i.name: feed[i.name] for i in self.inputs if i.name in feed}
+        try:
+            results = self._session.run(None, wanted)
+        except Exception as error:
+            raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+        return dict(zip(self._names, results, strict=True))
+
+
+def _options(threads: int, config: Mapping[str, str]) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what matters is raised; the log only repeats it
+    options.intra_op_num_threads = threads
+    for key, text in config.items():
+        options.add_session_config_entry(key, text)
+    return options
+
+
+class _loadable:
+    """What InferenceSession accepts: bytes of a small model, a path for a file or a model over 2 GB."""
+
+    def __init__(self, model: onnx.ModelProto | str | Path) -> None:
+        self._model = model
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> bytes | str:
+        if not isinstance(self._model, onnx.ModelProto):
+            return str(self._model)
+        if self._model.ByteSize() < LARGEST_IN_MEMORY:
+            return self._model.SerializeToString()
+        self._folder = tempfile.TemporaryDirectory()
+        path = Path(self._folder.name) / "model.onnx"
+        onnx.save(self._model, path, save_as_external_data=True, location="weights.bin")
+        return str(path)
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def _info(argument: Any) -> TensorInfo:
+    kinds = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
+    kind = argument.type
+    plain = kinds.get(kind, kind[7:-1] if kind.startswith("tensor(") else "")
+    try:
+        dtype = np.dtype(object if plain == "string" else plain) if plain else None
+    except TypeError:
+        dtype = None
+    shape = tuple(d if isinstance(d, int) and d > 0 else None for d in argument.shape or ())
+    return TensorInfo(argument.name, dtype, shape if argument.shape is not None else None)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+def evaluate(proto: onnx.ModelProto, feed: Feed | None = None) -> dict[str, np.ndarray]:
+    """The outputs of a model that is run once, on one thread, without graph optimizations."""
+    options = _options(1, {})
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        with _loadable(proto) as source:
+            session = ort.InferenceSession(source, options, providers=[CPU])
+        names = [o.name for o in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(feed or {})), strict=True))
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot evaluate a part of the model: {_first_line(error)}") from error
+
+
+def exposed(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy of the model with these tensors as further outputs."""
+    twin = onnx.ModelProto()
+    twin.CopyFrom(proto)
+    present = {o.name for o in twin.graph.output}
+    for name in names:
+        if name not in present:
+            twin.graph.output.append(onnx.ValueInfoProto(name=name))
+            present.add(name)
+    return twin
+
+
+def optimized(model: onnx.ModelProto | str | Path, provider: str = CPU) -> onnx.ModelProto:
+    """The graph that onnxruntime runs, at the EXTENDED level: integer nodes keep the name of their float node."""
+    options = _options(1, {})
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
+        try:
+            with _loadable(model) as source:
+                ort.InferenceSession(source, options, providers=[provider])
+        except Exception as error:
+            raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+        return onnx.load(path, load_external_data=False)
+
+
+def check_provider(name: str) -> str:
+    """The provider's full name; `cpu`, `openvino` and the like are understood. Raises RecipeError when it is not here."""
+    available = ort.get_available_providers()
+    wanted = name.lower().removesuffix("executionprovider")
+    for provider in available:
+        if provider.lower().removesuffix("executionprovider") == wanted:
+            return provider
+    raise RecipeError(f"onnxruntime {ort.__version__} here has no provider {name}; {nearest(name, available)}")
+
+
+def time_paired(
+    runs: Sequence[Callable[[], object]],
+    *,
+    seconds: float,
+    progress: Callable[[float], None] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Milliseconds (rounds, len(runs)) of the runs, interleaved: each round runs every one once, in random order.
+
+    At least 10 rounds and at most 1,000, as many as fit into `seconds`.
+    """
+    rng = np.random.default_rng(seed)
+    for run in runs:
+        run()
+        run()
+    start, rows = time.perf_counter(), []
+    while len(rows) < 10 or (time.perf_counter() - start < seconds and len(rows) < 1000):
+        row = np.empty(len(runs))
+        for k in rng.permutation(len(runs)):
+            begin = time.perf_counter()
+            runs[k]()
+            row[k] = (time.perf_counter() - begin) * 1e3
+        rows.append(row)
+        if progress is not None:
+            progress(min(1.0, (time.perf_counter() - start) / seconds))
+    return np.stack(rows)
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """The CPU's feature flags, as Linux names them; empty where the system does not tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+@lru_cache(maxsize=1)
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def u8s8_saturates() -> bool:
+    """Whether u8 x s8 kernels of this machine add pairs of products in 16 bits: x86 without VNNI or AMX.
+
+    An x86 machine that does not tell its flags is taken to saturate.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return False
+    return not cpu_flags() & {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"}
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on: CPU, the features that matter to int8, cores, versions."""
+    return {
+        "cpu": cpu_name(),
+        "features": sorted(cpu_flags() & {"avx2", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}),
+        "u8s8_saturates": u8s8_saturates(),
+        "cores": os.cpu_count(),
+        "onnxruntime": ort.__version__,
+        "onnx": onnx.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }

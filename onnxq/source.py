@@ -1,0 +1,108 @@
+"""Models as they come and go: read from a path, bytes or a proto; written whole or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from onnxq.errors import ModelError, UnsupportedModelError
+from onnxq.report import write_whole
+from onnxq.runtime import LARGEST_IN_MEMORY
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was given: its proto, the folder of its external data, and a name for messages."""
+
+    proto: onnx.ModelProto
+    folder: Path | None
+    path: Path | None
+
+    @property
+    def name(self) -> str:
+        return str(self.path) if self.path else "model"
+
+    @property
+    def loadable(self) -> Path | onnx.ModelProto:
+        """What the runtime loads: the file where there is one, so that it finds external data."""
+        return self.path or self.proto
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model with its external data."""
+        if self.folder is None:
+            return self.proto.ByteSize()
+        places = {e.value for t in self.proto.graph.initializer for e in t.external_data if e.key == "location"}
+        beside = sum((self.folder / p).stat().st_size for p in places if (self.folder / p).is_file())
+        return self.proto.ByteSize() + beside
+
+
+def load_source(model: str | Path | bytes | onnx.ModelProto) -> Source:
+    """Read a float32 model. Raises ModelError where it is no ONNX model, UnsupportedModelError where it is of a kind that
+    is not quantized: already quantized, or of 16-bit floats.
+    """
+    source = load_any(model)
+    _check_kind(source)
+    return source
+
+
+def load_any(model: str | Path | bytes | onnx.ModelProto) -> Source:
+    """Read a model of any kind. Raises ModelError where it is no ONNX model."""
+    if isinstance(model, onnx.ModelProto):
+        return Source(model, None, None)
+    if isinstance(model, bytes):
+        return Source(_parse(model, "the model"), None, None)
+    path = Path(model)
+    if not path.exists():
+        raise ModelError(f"there is no model at {path}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    return Source(_parse(data, str(path)), path.parent, path)
+
+
+def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    try:
+        proto = onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise ModelError(f"{where} is not an ONNX file, or is truncated: {error}") from error
+    if not proto.graph.node or not proto.opset_import:
+        raise ModelError(f"{where} is not an ONNX model: it has no graph; export the model again")
+    return proto
+
+
+def _check_kind(source: Source) -> None:
+    ops = {n.op_type for n in source.proto.graph.node}
+    quantized = {o for o in ops if o.startswith(("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm"))}
+    quantized |= ops & {"MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "MatMulNBits"}
+    if quantized:
+        raise UnsupportedModelError(
+            f"{source.name} is already quantized: it holds {', '.join(sorted(quantized))}; give the float model it was made from"
+        )
+    half = [
+        t.name
+        for t in source.proto.graph.initializer
+        if t.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    ]
+    if half:
+        raise UnsupportedModelError(
+            f"{source.name} is a 16-bit float model (the first such weight is {half[0]}), which is not handled yet; "
+            "export it in float32"
+        )
+
+
+def save(proto: onnx.ModelProto, path: Path) -> None:
+    """Write a model, whole or not at all; one over 2 GB with its weights in `<name>.data` beside it. Raises OutputError."""
+    if proto.ByteSize() < LARGEST_IN_MEMORY:
+        write_whole(path, proto.SerializeToString(deterministic=True))
+        return
+    twin = onnx.ModelProto()
+    twin.CopyFrom(proto)
+    weights = path.with_name(f"{path.name}.data")
+    onnx.convert_model_to_external_data(twin, location=weights.name)
+    onnx.external_data_helper.write_external_data_tensors(twin, str(path.parent))
+    write_whole(path, twin.SerializeToString(deterministic=True))

@@ -1,0 +1,133 @@
+"""Targets: what an execution provider on a machine can run in integers, read from targets/*.toml, one file a target."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from onnxq.errors import RecipeError, nearest
+from onnxq.numerics import QuantType
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Activation(_Strict):
+    type: Literal["uint8", "int8"]
+    symmetric: bool
+
+
+class _Weight(_Strict):
+    type: Literal["uint8", "int8"]
+    symmetric: bool
+    granularity: Literal["per-channel", "per-tensor"]
+
+
+class Compute(_Strict):
+    """How an op that starts an integer region is quantized."""
+
+    weight_axis: int  # the output channels in the weight; for Gemm with transB = 0
+    output: Literal["required", "optional"]
+
+
+class _Ops(_Strict):
+    ops: tuple[str, ...]
+
+
+class _File(_Strict):
+    name: str
+    description: str
+    provider: str
+    u8s8_saturates: Literal["always", "never", "detect"]
+    activation: _Activation
+    weight: _Weight
+    compute: dict[str, Compute]
+    region: _Ops
+    pass_through: _Ops
+    absorbed: _Ops
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model is placed for."""
+
+    name: str
+    description: str
+    provider: str
+    saturates: bool
+    activation_type: QuantType
+    activation_symmetric: bool
+    weight_type: QuantType
+    weight_symmetric: bool
+    weight_per_channel: bool
+    compute: dict[str, Compute]
+    region: frozenset[str]
+    pass_through: frozenset[str]
+    absorbed: frozenset[str]
+
+
+@lru_cache(maxsize=1)
+def _paths() -> dict[str, Path]:
+    found = {
+        Path(str(f)).stem: Path(str(f)) for f in files("onnxq").joinpath("targets").iterdir() if f.name.endswith(".toml")
+    }
+    for entry in entry_points(group="onnxq.targets"):
+        found[entry.name] = Path(entry.load())
+    return found
+
+
+def names() -> list[str]:
+    """Every target that can be named, ours and those that packages add through the entry point group onnxq.targets."""
+    return sorted(_paths())
+
+
+def load(name: str) -> Target:
+    """The target of this name. Raises RecipeError that names the nearest valid ones."""
+    if name not in _paths():
+        raise RecipeError(f"unknown target {name}; {nearest(name, names())}")
+    try:
+        data = _File.model_validate(_read(name))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(f"target file {_paths()[name]}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return Target(
+        name=data.name,
+        description=data.description,
+        provider=data.provider,
+        saturates=_saturates(data.u8s8_saturates),
+        activation_type=QuantType(data.activation.type),
+        activation_symmetric=data.activation.symmetric,
+        weight_type=QuantType(data.weight.type),
+        weight_symmetric=data.weight.symmetric,
+        weight_per_channel=data.weight.granularity == "per-channel",
+        compute=data.compute,
+        region=frozenset(data.region.ops),
+        pass_through=frozenset(data.pass_through.ops),
+        absorbed=frozenset(data.absorbed.ops),
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    """The file's content over that of the target it extends."""
+    try:
+        data = tomllib.loads(_paths()[name].read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"target file {_paths()[name]} cannot be read: {error}") from error
+    base = data.pop("extends", None)
+    return {**_read(base), **data} if base else data
+
+
+def _saturates(rule: str) -> bool:
+    if rule == "detect":
+        from onnxq import runtime
+
+        return runtime.u8s8_saturates()
+    return rule == "always"

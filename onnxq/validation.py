@@ -1,0 +1,325 @@
+"""Accuracy and latency of a quantized model against its float model, through onnxruntime.
+
+Three columns are told apart: float; emulated, in which Q and DQ run as written and layers in float, as 32-bit-accumulating
+integer hardware would; and the runtime's real kernels. A gap between the last two is an effect of the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnxq import runtime
+from onnxq.data import ImageOptions, Sample, load_function, open_samples
+from onnxq.errors import DataError, RecipeError
+from onnxq.runtime import Session
+
+Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+Metric = Callable[[Run, Iterable[tuple[dict[str, np.ndarray], np.ndarray | None]]], float]
+GAP = 3.0  # dB of SQNR between emulation and kernels that is worth a sentence
+
+
+@dataclass(frozen=True)
+class OutputDistance:
+    """How far an output is from the float model's: SQNR in dB, cosine similarity, share of equal arg maxes in percent."""
+
+    sqnr: float
+    cosine: float
+    argmax_agreement: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One column: the metric (None without labels) and the distance of each float output."""
+
+    metrics: dict[str, float]
+    outputs: dict[str, OutputDistance]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The three columns, on how many samples of which data; `half_width`: 95 % of the paired difference, in points."""
+
+    data: str
+    samples: int
+    float: Scores
+    emulated: Scores
+    real: Scores
+    half_width: float | None = None
+
+    @property
+    def metric(self) -> str | None:
+        return next(iter(self.float.metrics), None)
+
+    @property
+    def drop(self) -> float | None:
+        """Points lost on the runtime's kernels; None without labels or metric."""
+        return None if self.metric is None else self.float.metrics[self.metric] - self.real.metrics[self.metric]
+
+    @property
+    def kernel_effect(self) -> str | None:
+        """A sentence on the gap between emulation and kernels, where there is one."""
+        for name, emulated in self.emulated.outputs.items():
+            real = self.real.outputs[name]
+            if emulated.sqnr - real.sqnr > GAP:
+                return (
+                    f"kernel effect: output {name} has {real.sqnr:.1f} dB on the runtime's kernels and {emulated.sqnr:.1f} dB "
+                    "emulated; 16-bit saturation is the usual cause"
+                )
+        return None
+
+
+@dataclass
+class _Tally:
+    """Running sums of one output's distance."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    product: float = 0.0
+    square: float = 0.0
+    agree: int = 0
+    rows: int = 0
+
+    def add(self, reference: np.ndarray, got: np.ndarray) -> None:
+        r, g = reference.astype(np.float64), got.astype(np.float64)
+        self.signal += float(np.square(r).sum())
+        self.noise += float(np.square(r - g).sum())
+        self.product += float((r * g).sum())
+        self.square += float(np.square(g).sum())
+        if r.ndim >= 2 and r.shape[-1] > 1:
+            same = r.argmax(-1) == g.argmax(-1)
+            self.agree += int(same.sum())
+            self.rows += same.size
+
+    def distance(self) -> OutputDistance:
+        norm = np.sqrt(self.signal * self.square)
+        return OutputDistance(
+            sqnr=float("inf") if self.noise == 0 else float(10 * np.log10(max(self.signal, 1e-300) / self.noise)),
+            cosine=float(self.product / norm) if norm > 0 else 1.0,
+            argmax_agreement=100.0 * self.agree / self.rows if self.rows else None,
+        )
+
+
+@dataclass
+class _Column:
+    hits: list[np.ndarray] = field(default_factory=list)
+    top5: list[np.ndarray] = field(default_factory=list)
+    tallies: dict[str, _Tally] = field(default_factory=dict)
+
+
+def accuracy(
+    sessions: Sequence[Session],
+    samples: Iterable[Sample],
+    *,
+    data: str,
+    metric: Metric | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+    total: int | None = None,
+) -> Accuracy:
+    """Compare (float, emulated, real) sessions on the samples, one pass over these.
+
+    With integer labels: top-1, and top-5 from ten classes on. With `metric`, a user's function of (run, samples) that gives
+    a number, higher is better. Always: the distance of every float output from the float model's.
+    """
+    columns = [_Column() for _ in sessions]
+    count, labelled = 0, True
+    for sample in samples:
+        results = [s.run(sample.feed) for s in sessions]
+        labelled = labelled and sample.label is not None
+        for column, result in zip(columns, results, strict=True):
+            _tally(column, results[0], result)
+            if labelled and sample.label is not None and metric is None:
+                _score(column, result, sample)
+        count += 1
+        if progress is not None:
+            progress("comparing outputs", count, total)
+    metrics: list[dict[str, float]] = [{} for _ in sessions]
+    half_width = None
+    if metric is not None:
+        pairs = [(s.feed, s.label) for s in samples]
+        metrics = [{"metric": float(metric(s.run, pairs))} for s in sessions]
+    elif labelled:
+        hits = [np.concatenate(c.hits) for c in columns]
+        for scores, column, hit in zip(metrics, columns, hits, strict=True):
+            scores["top1"] = 100.0 * float(hit.mean())
+            if column.top5:
+                scores["top5"] = 100.0 * float(np.concatenate(column.top5).mean())
+        difference = hits[0].astype(float) - hits[2]
+        half_width = 196.0 * float(difference.std() / np.sqrt(len(difference)))
+    scores = [
+        Scores(m, {name: t.distance() for name, t in c.tallies.items()}) for m, c in zip(metrics, columns, strict=True)
+    ]
+    return Accuracy(data, count, scores[0], scores[1], scores[2], half_width)
+
+
+def _tally(column: _Column, reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> None:
+    for name, array in reference.items():
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+            column.tallies.setdefault(name, _Tally()).add(array, got[name])
+
+
+def _score(column: _Column, result: Mapping[str, np.ndarray], sample: Sample) -> None:
+    label = np.asarray(sample.label).reshape(-1)
+    scores = next(iter(result.values()))
+    if scores.size % max(1, label.size) or scores.size == label.size:
+        raise DataError(
+            f"{sample.where}: {label.size} labels do not go with scores of shape {list(scores.shape)}; "
+            "give --metric module:function for anything but classification"
+        )
+    scores = scores.reshape(label.size, -1)
+    column.hits.append(scores.argmax(1) == label)
+    if scores.shape[1] >= 10:
+        column.top5.append((np.argsort(-scores, 1, kind="stable")[:, :5] == label[:, None]).any(1))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds, interleaved; `speedup` is float over quantized, `control` float over a second copy of itself.
+
+    Each ratio is (median of the paired ratios, low, high of its 95 % bootstrap interval).
+    """
+
+    threads: int
+    rounds: int
+    float_median: float
+    float_p90: float
+    quantized_median: float
+    quantized_p90: float
+    speedup: tuple[float, float, float]
+    control: tuple[float, float, float]
+
+    @property
+    def verdict(self) -> str:
+        """faster, slower, or equal within the control's interval."""
+        low, high = min(1.0, self.control[1]), max(1.0, self.control[2])
+        if self.speedup[1] > high:
+            return "faster"
+        return "slower" if self.speedup[2] < low else "equal"
+
+
+def latency(
+    models: Sequence[Any],
+    feed: Mapping[str, np.ndarray],
+    *,
+    threads: int = 1,
+    provider: str = runtime.CPU,
+    seconds: float = 3.0,
+    seed: int = 0,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Latency:
+    """Time (float, quantized) on one feed, with a second copy of the float model as the control."""
+    sessions = [Session(m, threads=threads, provider=provider) for m in (models[0], models[0], models[1])]
+    bar = None if progress is None else lambda share: progress("timing", round(100 * share), 100)
+    times = runtime.time_paired([lambda s=s: s.run(feed) for s in sessions], seconds=seconds, progress=bar, seed=seed)
+    reference, control, quantized = times.T
+    return Latency(
+        threads=threads,
+        rounds=len(times),
+        float_median=float(np.median(reference)),
+        float_p90=float(np.quantile(reference, 0.9)),
+        quantized_median=float(np.median(quantized)),
+        quantized_p90=float(np.quantile(quantized, 0.9)),
+        speedup=ratio_interval(reference, quantized),
+        control=ratio_interval(reference, control),
+    )
+
+
+def ratio_interval(above: np.ndarray, below: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """(median of the paired ratios, and the ends of its 95 % bootstrap interval from 1,000 resamples)."""
+    ratios = above / below
+    rng = np.random.default_rng(seed)
+    resampled = np.median(rng.choice(ratios, (1000, len(ratios))), 1)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return float(np.median(ratios)), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `validate` found out."""
+
+    accuracy: Accuracy
+    latency: Latency
+    kernels: dict[str, int]
+    integer: int
+    float: int
+    float_bytes: int
+    quantized_bytes: int
+    machine: dict[str, Any]
+    missed_gates: list[str]
+
+
+def missed_gates(
+    accuracy: Accuracy | None, latency: Latency | None, max_drop: float | None, min_speedup: float | None
+) -> list[str]:
+    """A sentence for each gate that is not met. Raises RecipeError where what a gate is about was not measured."""
+    missed = []
+    if max_drop is not None:
+        drop = None if accuracy is None else accuracy.drop
+        if drop is None:
+            raise RecipeError("max-drop needs a metric: give data with labels, or --metric, and no --no-validate")
+        if drop > max_drop:
+            missed.append(f"the drop of {drop:.2f} is over --max-drop {max_drop:g}")
+    if min_speedup is not None:
+        if latency is None:
+            raise RecipeError("min-speedup needs the latency to be measured: leave --no-validate out")
+        if latency.speedup[0] < min_speedup:
+            missed.append(f"the speedup of {latency.speedup[0]:.2f} is under --min-speedup {min_speedup:g}")
+    return missed
+
+
+def validate(
+    reference: Any,
+    quantized: Any,
+    data: Any,
+    *,
+    metric: str | Metric | None = None,
+    max_drop: float | None = None,
+    min_speedup: float | None = None,
+    max_samples: int | None = None,
+    images: ImageOptions | None = None,
+    threads: int = 0,
+    provider: str = runtime.CPU,
+    seed: int = 0,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Comparison:
+    """Compare any quantized model with its float model (paths, bytes or protos). Raises OnnxqError."""
+    from onnxq.audit import inspect
+    from onnxq.source import load_any
+
+    device = runtime.check_provider(provider)
+    float_model, candidate = load_any(reference), load_any(quantized)
+    sessions = [
+        Session(float_model.loadable, threads=threads),
+        Session(candidate.loadable, threads=threads, config=runtime.EMULATED),
+        Session(candidate.loadable, threads=threads, provider=device),
+    ]
+    names = [[o.name for o in s.outputs] for s in (sessions[0], sessions[2])]
+    if names[0] != names[1]:
+        raise DataError(f"the models have other outputs: {names[0]} and {names[1]}; they are not a pair")
+    samples = open_samples(data, sessions[0].inputs, images=images, limit=max_samples)
+    score = load_function(metric) if isinstance(metric, str) else metric
+    found = accuracy(sessions, samples, data="given", metric=score, progress=progress, total=samples.length)
+    feed = next(iter(samples)).feed
+    times = latency(
+        [float_model.loadable, candidate.loadable],
+        feed,
+        threads=threads or 1,
+        provider=device,
+        seed=seed,
+        progress=progress,
+    )
+    kernels = inspect(candidate.loadable)
+    return Comparison(
+        accuracy=found,
+        latency=times,
+        kernels=kernels.kernels,
+        integer=kernels.integer,
+        float=kernels.float,
+        float_bytes=float_model.size,
+        quantized_bytes=candidate.size,
+        machine=runtime.machine(),
+        missed_gates=missed_gates(found, times, max_drop, min_speedup),
+    )

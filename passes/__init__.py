@@ -1,0 +1,73 @@
+"""Every graph rewrite: one pass a file, a folder a stage, in running order. Installed as onnxq.passes."""
+
+if __name__ != "onnxq.passes":
+    raise ImportError("import onnxq.passes, not passes: a second copy of every class would not be the same class")
+
+from onnxq.passes.canonicalize.fold_constants import FoldConstants
+from onnxq.passes.canonicalize.fold_shapes import FoldShapes
+from onnxq.passes.canonicalize.infer_shapes import InferShapes
+from onnxq.passes.canonicalize.raise_opset import RaiseOpset
+from onnxq.passes.canonicalize.remove_cast import RemoveCast
+from onnxq.passes.canonicalize.remove_dropout import RemoveDropout
+from onnxq.passes.canonicalize.remove_identity import RemoveIdentity
+from onnxq.passes.canonicalize.remove_reshape_pairs import RemoveReshapePairs
+from onnxq.passes.canonicalize.remove_transpose_pairs import RemoveTransposePairs
+from onnxq.passes.fuse.fold_batchnorm import FoldBatchnorm
+from onnxq.passes.fuse.fold_div import FoldDiv
+from onnxq.passes.fuse.fold_sub import FoldSub
+from onnxq.passes.fuse.fuse_conv_affine import FuseConvAffine
+from onnxq.passes.fuse.fuse_conv_batchnorm import FuseConvBatchnorm
+from onnxq.passes.fuse.fuse_gemm_batchnorm import FuseGemmBatchnorm
+from onnxq.passes.fuse.fuse_matmul_add import FuseMatmulAdd
+from onnxq.passes.fuse.fuse_pad import FusePad
+from onnxq.passes.fuse.fuse_reducemean import FuseReducemean
+from onnxq.passes.lower.deduplicate_qdq import DeduplicateQdq
+from onnxq.passes.lower.insert_qdq import InsertQdq
+from onnxq.passes.lower.quantize_biases import QuantizeBiases
+from onnxq.passes.lower.quantize_weights import QuantizeWeights
+from onnxq.passes.lower.remove_redundant_pairs import RemoveRedundantPairs
+from onnxq.passes.observe.choose_ranges import ChooseRanges
+from onnxq.passes.observe.choose_weight_ranges import ChooseWeightRanges
+from onnxq.passes.observe.collect_statistics import CollectStatistics
+from onnxq.passes.place.annotate_compute import AnnotateCompute
+from onnxq.passes.place.annotate_regions import AnnotateRegions
+from onnxq.passes.refine.correct_bias import CorrectBias
+from onnxq.passes.refine.repair_bias_overflow import RepairBiasOverflow
+from onnxq.passes.select.repair_saturation import RepairSaturation
+
+PASSES = {
+    p.name: p
+    for p in (
+        RaiseOpset,
+        FoldConstants,
+        InferShapes,
+        FoldShapes,
+        RemoveIdentity,
+        RemoveDropout,
+        RemoveCast,
+        RemoveReshapePairs,
+        RemoveTransposePairs,
+        FuseConvBatchnorm,
+        FuseGemmBatchnorm,
+        FusePad,
+        FuseMatmulAdd,
+        FuseReducemean,
+        FoldSub,
+        FoldDiv,
+        FuseConvAffine,
+        FoldBatchnorm,
+        AnnotateCompute,
+        AnnotateRegions,
+        CollectStatistics,
+        ChooseRanges,
+        ChooseWeightRanges,
+        RepairSaturation,
+        CorrectBias,
+        RepairBiasOverflow,
+        QuantizeBiases,
+        QuantizeWeights,
+        InsertQdq,
+        RemoveRedundantPairs,
+        DeduplicateQdq,
+    )
+}

@@ -1,0 +1,1 @@
+"""The graph in the form that every later pass expects; float, provably equal."""

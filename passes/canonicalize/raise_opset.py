@@ -1,0 +1,51 @@
+"""raise-opset"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+from onnx import version_converter
+
+from onnxq.model import Model
+from onnxq.passmanager import Pass
+
+
+@dataclass(frozen=True)
+class RaiseOpset(Pass):
+    """Raise the opset to the first that has per-channel DequantizeLinear.
+
+    Given:   opset 8:  %y = Reshape(%x) {shape=[1, -1]}
+    Result:  opset 13: %y = Reshape(%x, [1, -1])
+    Refused: the opset is `version` or newer; the model has local functions; onnx's converter has no adapter for an op (Q
+             and DQ of com.microsoft are emitted then, which need opset 10).
+    """
+
+    name: ClassVar[str] = "raise-opset"
+    version: int = 13
+
+    def apply(self, model: Model) -> int:
+        graph = model.graph
+        if graph.opset >= self.version or graph.functions:
+            return 0
+        proto = graph.to_proto()
+        used = {n.domain for n in proto.graph.node} | {""}
+        kept = [o for o in proto.opset_import if o.domain in used]
+        del proto.opset_import[:]
+        proto.opset_import.extend(kept)
+        proto.ir_version = max(proto.ir_version, 4)  # before 4 every initializer had to be an input too
+        initializers = {t.name for t in proto.graph.initializer}
+        inputs = [i for i in proto.graph.input if i.name not in initializers]
+        del proto.graph.input[:]
+        proto.graph.input.extend(inputs)
+        try:
+            raised = version_converter.convert_version(proto, self.version)
+            onnx.checker.check_model(raised)
+        except Exception as error:  # the converter raises plain RuntimeErrors and its own ConvertError
+            why = f"onnx cannot convert opset {graph.opset} to {self.version}: {str(error).splitlines()[0][:200]}"
+            model.refusals.append(("model", why))
+            return 0
+        raised.ir_version = max(raised.ir_version, 8)
+        graph.replace(raised)
+        return 1

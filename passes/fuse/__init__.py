@@ -1,0 +1,1 @@
+"""Several nodes into one that has an integer kernel; float, provably equal."""

@@ -1,0 +1,1 @@
+"""Q, DQ and integer weights into the graph."""

@@ -1,0 +1,1 @@
+"""Statistics of the observed tensors, and the ranges chosen from them."""

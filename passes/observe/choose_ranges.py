@@ -1,0 +1,73 @@
+"""choose-ranges"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.errors import CalibrationError
+from onnxq.graph import Constant, Tensor, clip_bounds
+from onnxq.model import Model, Observed
+from onnxq.numerics import QuantParams, params_of_range
+from onnxq.observers import Observer, observer
+from onnxq.passmanager import Pass
+from onnxq.sketch import TensorSketch
+
+
+@dataclass(frozen=True)
+class ChooseRanges(Pass):
+    """Choose the parameters of every observed activation from its sketch.
+
+    Given:   specs: %1 observed; a sketch of %1
+    Result:  the graph unchanged; params: scale and zero point of %1, by the observer named for it, else by `observer`
+    Refused: a tensor that was empty in every sample: an error, because nothing is known of it.
+
+    Where the tensor is a Relu's or Clip's output, the range is kept inside what these let through, as the runtime drops
+    them only then. `overrides` holds (tensor name pattern, observer) pairs; the last that matches counts.
+    """
+
+    name: ClassVar[str] = "choose-ranges"
+    observer: str = "mse"
+    overrides: tuple[tuple[str, str], ...] = ()
+
+    def apply(self, model: Model) -> int:
+        default = observer(self.observer)
+        overrides = [(pattern, observer(text)) for pattern, text in self.overrides]
+        chosen = 0
+        for name, tensor in model.graph.tensors().items():
+            spec = model.specs.get(name)
+            if not isinstance(spec, Observed) or isinstance(tensor, Constant) or name in model.params:
+                continue
+            sketch = model.calibration.sketches.get(name) if model.calibration else None
+            if sketch is None or not sketch.pages:
+                raise CalibrationError(f"tensor {name} was empty in every sample; give data in which it is not")
+            kind = next((o for pattern, o in reversed(overrides) if fnmatchcase(name, pattern)), default)
+            model.params[name] = _params(model, tensor, spec, sketch, kind)
+            chosen += 1
+        return chosen
+
+
+def _params(model: Model, tensor: Tensor, spec: Observed, sketch: TensorSketch, kind: Observer) -> QuantParams:
+    rmin, rmax = kind.choose(sketch, spec.type, symmetric=spec.symmetric)
+    maker = model.graph.producer(tensor)
+    low, high = -np.inf, np.inf
+    if maker is not None and maker.op == "Relu":
+        low = 0.0
+    elif maker is not None and maker.op == "Clip":
+        bounds = clip_bounds(maker)
+        low = bounds[0] if bounds[0] is not None and bounds[0] <= 0 else low
+        high = bounds[1] if bounds[1] is not None and bounds[1] >= 0 else high
+    return _inside(params_of_range(max(rmin, low), min(rmax, high), spec.type, symmetric=spec.symmetric), low, high)
+
+
+def _inside(params: QuantParams, low: float, high: float) -> QuantParams:
+    """The parameters with a scale just so small that both ends of the range, rounded as they are, lie in [low, high]."""
+    scale = np.float32(params.scale)
+    below, above = params.type.qmin - int(params.zero_point), params.type.qmax - int(params.zero_point)
+    while (below and np.float32(below) * scale < low) or (above and np.float32(above) * scale > high):
+        limit = min(low / below if below else np.inf, high / above if above else np.inf)
+        scale = min(np.float32(limit), np.nextafter(scale, np.float32(0)))
+    return replace(params, scale=np.asarray(scale, np.float32))

@@ -1,0 +1,66 @@
+"""choose-weight-ranges"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from onnxq.graph import Constant
+from onnxq.model import Model, Observed
+from onnxq.numerics import Array, Granularity, PerAxis, QuantParams, fake_quantize, params_of_range
+from onnxq.passmanager import Pass
+
+CANDIDATES = np.linspace(1.0, 0.5, 26)
+
+
+@dataclass(frozen=True)
+class ChooseWeightRanges(Pass):
+    """Choose the parameters of every observed constant from its values.
+
+    Given:   specs: W observed, int8, per output channel, symmetric
+    Result:  the graph unchanged; params: scale of each channel of W of least squared error (`method` mse), or that of
+             its largest magnitude (`method` max)
+    Refused: nothing; a channel of zeros gets scale 1.
+    """
+
+    name: ClassVar[str] = "choose-weight-ranges"
+    method: str = "mse"
+
+    def apply(self, model: Model) -> int:
+        chosen = 0
+        for name, tensor in model.graph.tensors().items():
+            spec = model.specs.get(name)
+            if isinstance(tensor, Constant) and isinstance(spec, Observed) and name not in model.params:
+                model.params[name] = weight_params(np.asarray(tensor.values), spec, self.method)
+                chosen += 1
+        return chosen
+
+
+def weight_params(weight: Array, spec: Observed, method: Literal["mse", "max"] | str = "mse") -> QuantParams:
+    """Parameters of a constant, by channel or for the whole."""
+    axes = _reduced_axes(weight, spec.granularity)
+    low, high = weight.min(axes), weight.max(axes)
+    best = params_of_range(low, high, spec.type, symmetric=spec.symmetric, granularity=spec.granularity)
+    if method != "mse":
+        return best
+    least = _errors(weight, best, axes)
+    scale, zero = best.scale.copy(), best.zero_point.copy()
+    for share in CANDIDATES[1:]:
+        tried = params_of_range(low * share, high * share, spec.type, symmetric=spec.symmetric, granularity=spec.granularity)
+        errors = _errors(weight, tried, axes)
+        better = errors < least
+        scale, zero = np.where(better, tried.scale, scale), np.where(better, tried.zero_point, zero)
+        least = np.minimum(least, errors)
+    return QuantParams(scale.astype(np.float32), zero.astype(spec.type.dtype), spec.type, spec.granularity)
+
+
+def _reduced_axes(weight: Array, granularity: Granularity) -> tuple[int, ...] | None:
+    if isinstance(granularity, PerAxis):
+        return tuple(a for a in range(weight.ndim) if a != granularity.axis)
+    return None
+
+
+def _errors(weight: Array, params: QuantParams, axes: tuple[int, ...] | None) -> Array:
+    return np.square((fake_quantize(weight, params) - weight).astype(np.float64)).sum(axes)

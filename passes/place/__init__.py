@@ -1,0 +1,1 @@
+"""Which tensors carry which spec, for a target."""

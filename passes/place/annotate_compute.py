@@ -1,0 +1,110 @@
+"""annotate-compute"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.graph import Constant, Graph, Node, Tensor, Variable, input_at, is_float32, value
+from onnxq.model import Derived, Model, Observed, QuantSpec, Reason
+from onnxq.numerics import Granularity, PerAxis, PerTensor
+from onnxq.passmanager import Pass
+
+
+@dataclass(frozen=True)
+class AnnotateCompute(Pass):
+    """Let every Conv, MatMul and Gemm of a constant weight read integers: activation, weight and bias.
+
+    Given:   %1 = Conv(%0, W, B)
+    Result:  specs: %0 observed (the target's activation type), W observed per output channel, B derived from both;
+             the node reads all three through Q and DQ
+    Refused: excluded by the user, or found unfused by the audit; the weight or bias is computed; the activation is not
+             known to be float32; Gemm with alpha, beta or transA that the integer kernel does not take.
+    """
+
+    name: ClassVar[str] = "annotate-compute"
+
+    def apply(self, model: Model) -> int:
+        annotated = 0
+        for node in list(model.compute_nodes()):
+            refusal = _refusal(model, node)
+            if refusal is not None:
+                model.keep_float(node, *refusal)
+                model.refuse(node, f"{refusal[0].value}; {refusal[1]}" if refusal[1] else refusal[0].value)
+                continue
+            _annotate(model, node)
+            annotated += 1
+        return annotated
+
+
+def _refusal(model: Model, node: Node) -> tuple[Reason, str] | None:
+    if node.name in model.excluded:
+        return Reason.EXCLUDED, ""
+    if node.name in model.unplaced:
+        return Reason.NOT_FUSED, ""
+    activation, weight, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
+    if not isinstance(activation, Variable) or not isinstance(weight, Constant):
+        return Reason.NO_CONSTANT_WEIGHT, "both operands are computed" if isinstance(weight, Variable) else ""
+    if not is_float32(activation) or not is_float32(weight):
+        return Reason.NOT_FLOAT32, f"{activation.name} is {activation.dtype}"
+    if bias is not None and not isinstance(bias, Constant):
+        return Reason.NO_CONSTANT_WEIGHT, "its bias is computed"
+    if node.op == "Gemm":
+        attrs = node.attrs
+        if attrs.get("alpha", 1.0) != 1.0 or (bias is not None and attrs.get("beta", 1.0) != 1.0) or attrs.get("transA", 0):
+            return Reason.UNSUPPORTED, "alpha, beta or transA is set"
+    if not np.isfinite(np.asarray(weight.values)).all():
+        return Reason.UNSUPPORTED, "its weight holds NaN or infinity"
+    return None
+
+
+def _annotate(model: Model, node: Node) -> None:
+    graph, target = model.graph, model.target
+    activation = node.inputs[0]
+    model.specs.setdefault(activation.name, Observed(target.activation_type, PerTensor(), target.activation_symmetric))
+    model.quantized_inputs.add((node.name, 0))
+
+    granularity = _granularity(model, node) if target.weight_per_channel else PerTensor()
+    weight_spec = Observed(target.weight_type, granularity, target.weight_symmetric)
+    weight = _own(model, node, 1, weight_spec)
+    model.quantized_inputs.add((node.name, 1))
+
+    bias = input_at(node, 2)
+    if bias is not None:
+        _shape_bias(graph, node, bias)
+        _own(model, node, 2, Derived(activation.name, weight.name))
+        model.quantized_inputs.add((node.name, 2))
+
+
+def _granularity(model: Model, node: Node) -> Granularity:
+    rank = np.asarray(node.inputs[1].values).ndim
+    axis = model.target.compute[node.op].weight_axis
+    if node.op == "Gemm" and node.attrs.get("transB", 0):
+        axis = 1 - axis
+    if node.op == "MatMul" and rank != 2:
+        return PerTensor()
+    return PerAxis(axis % rank)
+
+
+def _shape_bias(graph: Graph, node: Node, bias: Tensor) -> None:
+    """A Gemm's bias may be a scalar or a row of any broadcastable shape; the integer kernel takes one for each column."""
+    values = np.asarray(value(bias))
+    if node.op != "Gemm" or values.ndim == 1:
+        return
+    columns = np.asarray(value(node.inputs[1])).shape[0 if node.attrs.get("transB", 0) else 1]
+    if values.size in (1, columns):
+        graph.set_input(node, 2, graph.constant(bias.name, np.broadcast_to(values.reshape(-1), (columns,))))
+
+
+def _own(model: Model, node: Node, index: int, spec: QuantSpec) -> Tensor:
+    """Give the node's constant input this spec; one that other readers want otherwise is copied first."""
+    tensor = node.inputs[index]
+    if (tensor.name in model.specs and model.specs[tensor.name] != spec) or (
+        tensor.name not in model.specs and any(other is not node for other in tensor.outputs)
+    ):
+        tensor = model.graph.constant(f"{node.name}_{tensor.name}", np.asarray(value(tensor)))
+        model.graph.set_input(node, index, tensor)
+    model.specs[tensor.name] = spec
+    return tensor

@@ -1,0 +1,143 @@
+"""annotate-regions"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.graph import ONNX_DOMAINS, Constant, Node, Tensor, Variable, is_float32
+from onnxq.model import OUTPUT, Model, Observed, Reason, Shared
+from onnxq.numerics import PerTensor
+from onnxq.passmanager import Pass
+
+
+@dataclass(frozen=True)
+class AnnotateRegions(Pass):
+    """Keep integers between integer nodes.
+
+    Given:   %1 = Conv(%0, W);  %2 = Conv(%0, V);  %3 = Add(%1, %2);  %4 = MaxPool(%3);  %5 = Conv(%4, U)    Convs annotated
+    Result:  specs: %1, %2, %3 observed, %4 shared with %3; all of them are read through Q and DQ
+    Refused: an elementwise, pool or concat node stays float where it would quantize a tensor that is not quantized anyway:
+             one that no integer node makes and no Conv, MatMul or Gemm reads in integers; or a result that some float node
+             reads and none of these does. A pass-through node stays float unless its producer and one reader are integer.
+
+    An activation that can vanish into the output parameters (Relu; Clip over 0) counts as part of the node before it.
+    The outputs of an integer Conv, and of every integer node that an integer node reads, are read through Q and DQ by all.
+    """
+
+    name: ClassVar[str] = "annotate-regions"
+
+    def apply(self, model: Model) -> int:
+        graph = model.graph
+        compute = {n for n in model.compute_nodes() if (n.name, 1) in model.quantized_inputs}
+        candidates = {n for n in graph.nodes if _can_be_integer(model, n)}
+        integer = _largest_consistent(model, compute, candidates)
+        annotated = 0
+        for node in graph.nodes:
+            if node in integer - compute:
+                _annotate(model, node)
+                annotated += 1
+        for node in graph.nodes:
+            if node in integer:
+                annotated += _quantize_output(model, node, integer)
+        for node in candidates - integer:
+            if node.op in model.target.region:
+                model.keep_float(node, Reason.REGION)
+        return annotated
+
+
+def _can_be_integer(model: Model, node: Node) -> bool:
+    target = model.target
+    if node.op not in target.region | target.pass_through or node.domain not in ONNX_DOMAINS:
+        return False
+    if node.name in model.excluded or node.name in model.unplaced:
+        return False
+    data = _data_inputs(node)
+    if not all(is_float32(t) for t in data) or not any(isinstance(t, Variable) for t in data):
+        return False
+    if node.op in ("Add", "Mul", "Concat"):
+        return all(isinstance(t, Variable) or _is_exact_in_8_bits(np.asarray(t.values)) for t in data)
+    if node.op == "MaxPool":
+        return len([t for t in node.outputs if t.name]) == 1 and model.graph.opset >= 12
+    if node.op == "Resize":
+        return node.attrs.get("mode", "nearest") == "nearest"
+    if node.op in ("AveragePool", "GlobalAveragePool"):
+        return len(node.inputs[0].shape or ()) in (3, 4)
+    return True
+
+
+def _is_exact_in_8_bits(constant: np.ndarray) -> bool:
+    """One number is, at its own scale. A vector of several, such as the factors of a batch norm, shares one scale for
+    the tensor, and its small entries would be lost.
+    """
+    return constant.size == 1 and bool(np.isfinite(constant).all())
+
+
+def _data_inputs(node: Node) -> list[Tensor]:
+    """The inputs that carry data, not shapes, indices or sizes."""
+    if node.op in ("Add", "Mul", "Concat"):
+        return list(node.inputs)
+    return [node.inputs[0]]
+
+
+def _largest_consistent(model: Model, compute: set[Node], candidates: set[Node]) -> set[Node]:
+    """The largest set with the compute nodes in which every other member has the neighbours that it needs."""
+    integer = compute | candidates
+    makers = {id(t): n for n in integer for t in (*n.outputs, model.absorbed(n))}
+    while True:
+        wrong = {n for n in integer - compute if not _consistent(model, n, integer, compute, makers)}
+        if not wrong:
+            return integer
+        integer = integer - wrong
+
+
+def _consistent(model: Model, node: Node, integer: set[Node], compute: set[Node], makers: dict[int, Node]) -> bool:
+    def readers(tensor: Tensor, among: set[Node]) -> list[bool]:
+        return [n is not None and n in among and _reads_data(n, i) for n, i in model.graph.readers(tensor)]
+
+    passes = node.op in model.target.pass_through
+    for tensor in _data_inputs(node):
+        quantized_anyway = makers.get(id(tensor)) in integer or (not passes and any(readers(tensor, compute)))
+        if isinstance(tensor, Variable) and not quantized_anyway:
+            return False
+    results = [t for t in node.outputs if t.name] if passes else [model.absorbed(node)]
+    if passes:
+        return any(any(readers(t, integer)) for t in results)
+    inside = readers(results[0], integer)
+    return (bool(inside) and all(inside)) or any(readers(results[0], compute))
+
+
+def _reads_data(node: Node, index: int) -> bool:
+    return index == 0 or node.op in ("Add", "Mul", "Concat")
+
+
+def _annotate(model: Model, node: Node) -> None:
+    target = model.target
+    spec = Observed(target.activation_type, PerTensor(), target.activation_symmetric)
+    for index, tensor in enumerate(_data_inputs(node)):
+        if isinstance(tensor, Constant) and tensor.name not in model.specs and len(tensor.outputs) > 1:
+            tensor = model.graph.constant(f"{node.name}_{tensor.name}", np.asarray(tensor.values))
+            model.graph.set_input(node, index, tensor)
+        model.specs.setdefault(tensor.name, spec)
+        model.quantized_inputs.add((node.name, index))
+    if node.op in target.pass_through:
+        for result in node.outputs:
+            model.specs[result.name] = Shared(node.inputs[0].name)
+
+
+def _quantize_output(model: Model, node: Node, integer: set[Node]) -> int:
+    """Let every reader of an integer node's result read it through Q and DQ, where the node needs that or gains by it."""
+    target = model.target
+    passes = node.op in target.pass_through
+    results = [t for t in node.outputs if t.name] if passes else [model.absorbed(node)]
+    spec = Observed(target.activation_type, PerTensor(), target.activation_symmetric)
+    for result in results:
+        readers = model.readers(result)
+        rule = target.compute[node.op].output if node.op in target.compute else "required"
+        wanted = any(r[0] != OUTPUT and r in model.quantized_inputs for r in readers)
+        if rule == "required" or wanted:
+            model.specs.setdefault(result.name, spec)
+            model.quantized_inputs.update(readers)
+    return len(results)

@@ -1,0 +1,1 @@
+"""What makes the quantized model answer more like the float one."""

@@ -1,0 +1,1 @@
+"""Which placed nodes stay, and in which form: saturation."""

@@ -1,0 +1,106 @@
+"""repair-saturation"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq import runtime
+from onnxq.graph import Node, value
+from onnxq.model import Model
+from onnxq.numerics import Array, QuantParams, QuantType, dequantize, quantize
+from onnxq.passmanager import Pass
+from onnxq.saturation import can_saturate, excess, is_depthwise, rows_of_weight, sample_rows
+
+FACTORS = (1.0, 1.07, 1.15, 1.23, 1.32, 1.41, 1.52, 1.63, 1.75, 1.87, 2.0)
+
+
+@dataclass(frozen=True)
+class RepairSaturation(Pass):
+    """Keep u8 x s8 kernels that add pairs of products in 16 bits from saturating, layer by layer, best remedy first.
+
+    Given:   params: W int8 with a pair of neighbouring codes whose sum lies outside [-128, 128]
+    Result:  the graph unchanged; params of W: nothing changed, where the emulated damage is nil; the scale of each output
+             channel times its own f in [1, 2], the one of least emulated error; or uint8 codes about 128, which the
+             kernels multiply exactly and more slowly, where no f comes within `tolerance` (an error ratio) of them
+    Refused: the target does not saturate; a depthwise Conv; no pair can saturate.
+
+    The error of a remedy is that of the layer's output on `rows` rows of its input, taken from the probe feeds of the
+    calibration: rounding of activations and weights and the exact emulation of the 16-bit sums together.
+    """
+
+    name: ClassVar[str] = "repair-saturation"
+    rows: int = 1024
+    tolerance: float = 1.1
+
+    def apply(self, model: Model) -> int:
+        suspects = [n for n in model.compute_nodes() if self._suspicious(model, n)] if model.target.saturates else []
+        if not suspects or model.calibration is None or not model.calibration.probes:
+            return 0
+        rows = self._rows(model, suspects)
+        return sum(self._repair(model, node, rows[node.name]) for node in suspects)
+
+    def _suspicious(self, model: Model, node: Node) -> bool:
+        weight = value(node.inputs[1])
+        if (node.name, 1) not in model.quantized_inputs or weight is None or weight.ndim < 2:
+            return False
+        params = model.params_of(node.inputs[1].name)
+        if params.type is not QuantType.INT8 or is_depthwise(node, weight) or (node.op != "Conv" and weight.ndim != 2):
+            return False
+        return bool(can_saturate(rows_of_weight(node, quantize(weight, params))).any())
+
+    def _rows(self, model: Model, nodes: list[Node]) -> dict[str, Array]:
+        """Rows of each node's float input, (groups, R, K), from all the probe feeds."""
+        assert model.calibration is not None
+        rng = np.random.default_rng(0)
+        names = dict.fromkeys(n.inputs[0].name for n in nodes)
+        session = runtime.Session(runtime.exposed(model.graph.to_proto(), names), threads=model.threads)
+        probes = model.calibration.probes
+        count = -(-self.rows // len(probes))
+        found: dict[str, list[Array]] = {n.name: [] for n in nodes}
+        for feed in probes:
+            values = {**feed, **session.run(feed)}
+            for node in nodes:
+                x, weight = values[node.inputs[0].name], np.asarray(value(node.inputs[1]))
+                found[node.name].append(sample_rows(node, x, weight, 0.0, count, rng))
+        return {name: np.concatenate(parts, 1) for name, parts in found.items()}
+
+    def _repair(self, model: Model, node: Node, x: Array) -> int:
+        weight_name = node.inputs[1].name
+        weight, params = np.asarray(value(node.inputs[1])), model.params_of(weight_name)
+        errors = np.stack([_errors(model, node, x, weight, params.scaled(f)) for f in FACTORS])  # (factors, channels)
+        unsaturated = _errors(model, node, x, weight, params, saturate=False)
+        best = errors.argmin(0)
+        least = errors.min(0)
+        scalar = params.scale.ndim == 0
+        if scalar:
+            best = np.asarray(errors.sum(1).argmin())
+            least = errors[int(best)]
+        if errors[0].sum() <= least.sum() * (1 + 1e-9):
+            return 0
+        if least.sum() <= self.tolerance * unsaturated.sum():
+            model.params[weight_name] = params.scaled(np.asarray(FACTORS, np.float32)[best])
+        else:
+            middle = np.full(params.zero_point.shape, 128, np.uint8)
+            model.params[weight_name] = replace(params, zero_point=middle, type=QuantType.UINT8)
+        return 1
+
+
+def _errors(model: Model, node: Node, x: Array, weight: Array, params: QuantParams, *, saturate: bool = True) -> Array:
+    """Sum of squared output errors by output channel (M,) of the integer kernel on rows x (groups, R, K)."""
+    activation = model.params_of(node.inputs[0].name)
+    codes = quantize(weight, params)
+    exact, integer = rows_of_weight(node, weight), rows_of_weight(node, codes)
+    rounded = rows_of_weight(node, dequantize(codes, params))
+    scale = np.broadcast_to(params.scale, (weight.shape[0] if node.op == "Conv" else exact.shape[1],))
+    totals = []
+    for group, rows in enumerate(x):
+        x_codes = quantize(rows, activation)
+        error = dequantize(x_codes, activation) @ rounded[group].T - rows @ exact[group].T
+        if saturate:
+            channels = scale.reshape(len(x), -1)[group]
+            error = error - excess(x_codes, integer[group]) * (channels * float(activation.scale))
+        totals.append(np.square(error.astype(np.float64)).sum(0))
+    return np.concatenate(totals)
