@@ -192,6 +192,7 @@ class Model:
         ]
         result = graph.variable(f"{base}_DequantizeLinear_Output", np.float32, codes.shape)
         attrs = {"axis": params.granularity.axis} if isinstance(params.granularity, PerAxis) else {}
+        self.quantized_inputs.difference_update(self.readers(tensor))
         graph.replace_uses(tensor, result)
         name = f"{base}_DequantizeLinear"
         graph.insert("DequantizeLinear", inputs, [result], attrs, name=name, domain=self.qdq_domain)

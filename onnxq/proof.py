@@ -75,7 +75,7 @@ def dumper(folder: str | Path | None) -> Callable[[str, Model], None] | None:
 
     def dump(name: str, model: Model) -> None:
         nonlocal count
-        (root / f"{count:03d}-{name}.txt").write_text(to_text(model.graph), encoding="utf-8")
+        (root / f"{count:03d}-{name}.txt").write_text(to_text(model), encoding="utf-8")
         write_whole(root / f"{count:03d}-{name}.onnx", model.graph.to_proto().SerializeToString())
         count += 1
 

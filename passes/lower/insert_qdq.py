@@ -34,6 +34,7 @@ class InsertQdq(Pass):
                 inserted += 1
         for name in [n for n in model.specs if not isinstance(model.graph.tensors().get(n), Constant)]:
             del model.specs[name]
+        model.quantized_inputs.clear()
         model.graph.cleanup()
         return inserted
 

@@ -34,8 +34,9 @@ class AnnotateCompute(Pass):
                 model.keep_float(node, *refusal)
                 model.refuse(node, f"{refusal[0].value}; {refusal[1]}" if refusal[1] else refusal[0].value)
                 continue
-            _annotate(model, node)
-            annotated += 1
+            if (node.name, 1) not in model.quantized_inputs:
+                _annotate(model, node)
+                annotated += 1
         return annotated
 
 

@@ -34,18 +34,17 @@ class AnnotateRegions(Pass):
         compute = {n for n in model.compute_nodes() if (n.name, 1) in model.quantized_inputs}
         candidates = {n for n in graph.nodes if _can_be_integer(model, n)}
         integer = _largest_consistent(model, compute, candidates)
-        annotated = 0
+        before = set(model.quantized_inputs)
         for node in graph.nodes:
             if node in integer - compute:
                 _annotate(model, node)
-                annotated += 1
         for node in graph.nodes:
             if node in integer:
-                annotated += _quantize_output(model, node, integer)
+                _quantize_output(model, node)
         for node in candidates - integer:
             if node.op in model.target.region:
                 model.keep_float(node, Reason.REGION)
-        return annotated
+        return len({name for name, _ in model.quantized_inputs - before})
 
 
 def _can_be_integer(model: Model, node: Node) -> bool:
@@ -127,7 +126,7 @@ def _annotate(model: Model, node: Node) -> None:
             model.specs[result.name] = Shared(node.inputs[0].name)
 
 
-def _quantize_output(model: Model, node: Node, integer: set[Node]) -> int:
+def _quantize_output(model: Model, node: Node) -> None:
     """Let every reader of an integer node's result read it through Q and DQ, where the node needs that or gains by it."""
     target = model.target
     passes = node.op in target.pass_through
@@ -140,4 +139,3 @@ def _quantize_output(model: Model, node: Node, integer: set[Node]) -> int:
         if rule == "required" or wanted:
             model.specs.setdefault(result.name, spec)
             model.quantized_inputs.update(readers)
-    return len(results)
