@@ -90,7 +90,7 @@ def quantize(
     max_samples: MaxSamples = None,
     threads: Threads = 0,
     provider: Provider = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the order in which runs are timed.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order in which runs are timed.")] = 0,
     no_validate: Annotated[bool, typer.Option("--no-validate", help="Do not compare with the float model.")] = False,
     force: Force = False,
     dump_dir: Annotated[Path | None, typer.Option("--dump-dir", help="Write text and ONNX after every pass here.")] = None,
@@ -105,6 +105,8 @@ def quantize(
 ) -> None:
     """Quantize a trained float32 model and compare the result with it."""
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
+    read = {"the --data": data, "the --eval data": evaluation, "the --calibration file": calibration, "the --recipe": recipe}
+    _check_overwrites({"the report": report, "the output": output}, {"the input model": model, **read})
     _check_report(report, force)
     with _progress(quiet or json_) as progress:
         result = onnxq.quantize(
@@ -143,6 +145,7 @@ def calibrate(
 ) -> None:
     """Collect the statistics of a model's activations, for quantize --calibration."""
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
+    _check_overwrites({"the output": output}, {"the input model": model, "the --data": data, "the --recipe": recipe})
     with _progress(quiet) as progress:
         found = onnxq.calibrate(
             model, data, output=output, recipe=recipe, target=target, max_samples=max_samples, images=images,
@@ -163,7 +166,7 @@ def validate(
     max_samples: MaxSamples = None,
     threads: Threads = 0,
     provider: Provider = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the order in which runs are timed.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order in which runs are timed.")] = 0,
     report: ReportFile = None,
     image_size: Size = None,
     image_mean: Mean = None,
@@ -179,6 +182,7 @@ def validate(
     from onnxq.report import comparison_lines, comparison_table, to_plain_json
 
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
+    _check_overwrites({"the report": report}, {"a model to compare": reference, "a model": quantized, "the --data": data})
     _check_report(report, force)
     with _progress(quiet or json_) as progress:
         found = onnxq.validate(
@@ -238,7 +242,7 @@ def targets() -> None:
 def main() -> None:
     """The command: errors are one message and an exit code, never a traceback."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)  # typer gives back what a command exits with, and does not raise it
     except OnnxqError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -247,9 +251,9 @@ def main() -> None:
         _fail("out of memory; use fewer --threads, or a machine with more", 2)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            _fail(error.format_message(), 2)  # type: ignore[attr-defined]
-        if isinstance(error, typer.Exit):
-            sys.exit(error.exit_code)
+            _fail(_usage(error), 2)
+        if isinstance(error, OSError):
+            _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None), 2)
         if isinstance(error, typer.Abort):
             _fail("aborted; nothing was written", 130)
         _fail(f"an error of onnxq's own, please report it: {type(error).__name__}: {error}", 2)
@@ -258,6 +262,13 @@ def main() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     print(f"onnxq: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """What the command line got wrong, and where to read what it takes."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message().strip().rstrip(".") or "no command was given"
+    return message if context is None else f"{message}; see {context.command_path} --help"
 
 
 def _exit_on(missed: list[str]) -> None:
@@ -306,8 +317,6 @@ def _images(size: str | None, mean: str | None, std: str | None, scale: float, l
                 f"--{key} is {text}; it takes one number, or one for each channel, e.g. 0.5,0.5,0.5"
             ) from error
 
-    if layout not in ("NCHW", "NHWC") or order not in ("RGB", "BGR"):
-        raise RecipeError("--image-layout is NCHW or NHWC, --image-order RGB or BGR")
     shape = None
     if size is not None:
         parts = size.lower().split("x")
@@ -317,13 +326,24 @@ def _images(size: str | None, mean: str | None, std: str | None, scale: float, l
     return ImageOptions(shape, numbers(mean, "image-mean"), numbers(std, "image-std"), scale, layout, order)
 
 
+def _check_overwrites(written: dict[str, Path | None], read: dict[str, str | Path | None]) -> None:
+    """Refuse, --force or not, to write over what is read, or over what else is written."""
+    others = {what: Path(place) for what, place in {**read, **written}.items() if place}
+    for what, path in written.items():
+        for other, place in others.items():
+            if path is not None and what != other and _same(path, place):
+                raise OutputError(f"{what} {path} is {other}; give another name")
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other))
+
+
 def _check_report(path: Path | None, force: bool) -> None:
-    if path is None:
-        return
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists; give --force to replace it, or another name")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist; make it first")
+    from onnxq.report import check_writable
+
+    if path is not None:
+        check_writable(path, None, force)
 
 
 def _write(path: Path, text: str) -> None:

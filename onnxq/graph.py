@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxq.errors import ModelError
+
+gs: Any = import_module("onnx_graphsurgeon")  # it has no types; ours are given to its classes below
+LazyValues: Any = import_module("onnx_graphsurgeon.ir.tensor").LazyValues
 
 ONNX_DOMAINS = ("", "ai.onnx", None)
 
@@ -28,11 +30,18 @@ class Node(gs.Node):
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+    op: str
+    name: str
+    domain: str | None
+    attrs: dict[str, Any]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
     doc: str = ""
     metadata: dict[str, str] = {}
+    in_body: bool = False  # inside an If, Loop or Scan
 
     @property
-    def bodies(self) -> list[gs.Graph]:
+    def bodies(self) -> list[Any]:
         return [a for a in self.attrs.values() if isinstance(a, gs.Graph)]
 
 
@@ -41,6 +50,11 @@ class Variable(gs.Variable):
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+    name: str
+    dtype: Any  # a numpy dtype, an int for the ONNX types that numpy lacks, or None
+    shape: Any  # a list of numbers, names and None; None where even the rank is unknown
+    inputs: list[Node]
+    outputs: list[Node]
 
 
 class Constant(gs.Constant):
@@ -48,6 +62,12 @@ class Constant(gs.Constant):
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+    name: str
+    dtype: Any
+    shape: Any
+    values: np.ndarray
+    inputs: list[Node]
+    outputs: list[Node]
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +79,7 @@ Tensor = Variable | Constant
 
 def value(tensor: Tensor | None) -> np.ndarray | None:
     """The values of a constant; None for anything else."""
-    return cast(np.ndarray, tensor.values) if isinstance(tensor, Constant) else None
+    return tensor.values if isinstance(tensor, Constant) else None
 
 
 def input_at(node: Node, index: int) -> Tensor | None:
@@ -108,11 +128,12 @@ def clip_bounds(node: Node) -> tuple[float | None, float | None]:
 class Graph:
     """An ONNX graph that can be changed in place. `nodes`, `inputs` and `outputs` are of the main graph's scope."""
 
-    def __init__(self, surgeon: gs.Graph, sidecar: onnx.ModelProto, body_initializers: frozenset[str]) -> None:
+    def __init__(self, surgeon: Any, sidecar: onnx.ModelProto, body_initializers: frozenset[str]) -> None:
         self._surgeon = surgeon
         self._sidecar = sidecar  # what graphsurgeon drops: metadata, doc strings, model version, overridable inputs
         self._body_initializers = body_initializers
         self._taken: set[str] = set()
+        self._has_bodies = any(n.bodies for n in self.nodes)
 
     # ---- in and out
 
@@ -125,8 +146,9 @@ class Graph:
         proto = _loaded(proto, folder)
         names = _unique_names(proto)
         surgeon = gs.import_onnx(proto)
-        for part in [surgeon, *surgeon.subgraphs(recursive=True)]:
-            _adopt(part)
+        _adopt(surgeon, in_body=False)
+        for part in surgeon.subgraphs(recursive=True):
+            _adopt(part, in_body=True)
         for node, original in zip(surgeon.nodes, proto.graph.node, strict=True):
             node.doc = original.doc_string
             node.metadata = {p.key: p.value for p in original.metadata_props}
@@ -192,6 +214,7 @@ class Graph:
         """Take over another model's graph, in place; metadata and doc strings of this one are kept."""
         other, mine = Graph.from_proto(proto), self._sidecar
         self._surgeon, self._body_initializers = other._surgeon, other._body_initializers
+        self._has_bodies = other._has_bodies
         kept = onnx.ModelProto()
         kept.CopyFrom(mine)
         del kept.opset_import[:]
@@ -269,7 +292,7 @@ class Graph:
     def readers(self, tensor: Tensor) -> list[tuple[Node | None, int]]:
         """Who reads a tensor: (node, input index) in this scope, and (None, index) for each graph output it is."""
         found: list[tuple[Node | None, int]] = []
-        for node in dict.fromkeys(tensor.outputs):
+        for node in dict.fromkeys(n for n in tensor.outputs if not n.in_body):
             found += [(node, i) for i, t in enumerate(node.inputs) if t is tensor]
         found += [(None, i) for i, t in enumerate(self.outputs) if t is tensor]
         return found
@@ -282,10 +305,10 @@ class Graph:
 
     def is_captured(self, tensor: Tensor) -> bool:
         """Whether a body of a control-flow node reads the tensor."""
-        own = set(self.nodes)
-        return any(n not in own for n in tensor.outputs) or any(
-            any(t is tensor for t in body.outputs) for n in self.nodes for b in n.bodies for body in _with_nested(b)
-        )
+        if not self._has_bodies:
+            return False
+        bodies = (part for n in self.nodes for b in n.bodies for part in _with_nested(b))
+        return any(n.in_body for n in tensor.outputs) or any(t is tensor for part in bodies for t in part.outputs)
 
     def sole_consumer(self, tensor: Tensor) -> Node | None:
         """The one node that reads the tensor; None when several do, a body does, or it is a graph output."""
@@ -448,14 +471,15 @@ def _captured(node: Node) -> list[Tensor]:
     return found
 
 
-def _with_nested(body: gs.Graph) -> list[gs.Graph]:
+def _with_nested(body: Any) -> list[Any]:
     return [body, *body.subgraphs(recursive=True)]
 
 
-def _adopt(part: gs.Graph) -> None:
+def _adopt(part: Any, *, in_body: bool) -> None:
     """Turn graphsurgeon's nodes and tensors into ours, which compare by identity, and give every node a name."""
     for node in part.nodes:
         node.__class__ = Node
+        node.in_body = in_body
         for tensor in [*node.inputs, *node.outputs]:
             _adopt_tensor(tensor)
     for tensor in [*part.inputs, *part.outputs]:
@@ -469,7 +493,7 @@ def _adopt_tensor(tensor: Any) -> None:
         tensor.__class__ = Variable
 
 
-def _copy(part: gs.Graph, seen: dict[int, Any]) -> gs.Graph:
+def _copy(part: Any, seen: dict[int, Any]) -> Any:
     def tensor(old: Any) -> Any:
         if id(old) not in seen:
             if isinstance(old, Constant):
@@ -486,7 +510,7 @@ def _copy(part: gs.Graph, seen: dict[int, Any]) -> gs.Graph:
         node = Node(old.op, old.name, attrs, domain=old.domain)
         node.inputs.extend(inputs)
         node.outputs.extend(outputs)
-        node.doc, node.metadata = old.doc, old.metadata
+        node.doc, node.metadata, node.in_body = old.doc, old.metadata, old.in_body
         nodes.append(node)
     twin = gs.Graph(
         nodes=nodes,
@@ -603,6 +627,6 @@ def _restore_interface(proto: onnx.ModelProto, side: onnx.ModelProto) -> None:
             proto.graph.input.append(info)
 
 
-def lazily(tensor: onnx.TensorProto) -> LazyValues:
+def lazily(tensor: onnx.TensorProto) -> Any:
     """Values that graphsurgeon exports verbatim: the way to give an initializer a 4-bit type."""
     return LazyValues(tensor)

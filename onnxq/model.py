@@ -100,6 +100,7 @@ class Model:
     target: Target
     specs: dict[str, QuantSpec] = field(default_factory=dict)
     quantized_inputs: set[Reader] = field(default_factory=set)
+    planned: set[str] = field(default_factory=set)  # nodes meant to run in integer kernels
     params: dict[str, QuantParams] = field(default_factory=dict)
     ledger: dict[str, Entry] = field(default_factory=dict)
     calibration: Calibration | None = None
@@ -119,6 +120,7 @@ class Model:
             target=self.target,
             specs=dict(self.specs),
             quantized_inputs=set(self.quantized_inputs),
+            planned=set(self.planned),
             params=dict(self.params),
             ledger=dict(self.ledger),
             calibration=self.calibration,
@@ -156,10 +158,6 @@ class Model:
         if root not in self.params:
             raise PassError(f"tensor {tensor} has a spec and no parameters yet; choose ranges first")
         return self.params[root]
-
-    def is_quantized(self, node: Node) -> bool:
-        """Whether any input of the node is read through Q and DQ."""
-        return any((node.name, i) in self.quantized_inputs for i in range(len(node.inputs)))
 
     def readers(self, tensor: Tensor) -> list[Reader]:
         return [(node.name if node else OUTPUT, index) for node, index in self.graph.readers(tensor)]

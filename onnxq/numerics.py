@@ -100,6 +100,7 @@ def params_of_range(
     """
     lo = np.minimum(np.asarray(rmin, np.float64), 0.0)
     hi = np.maximum(np.asarray(rmax, np.float64), 0.0)
+    zero = np.zeros_like(lo)
     if symmetric:
         levels = (quant_type.qmax - quant_type.qmin) // 2  # 127 of 8 bits: as many below the centre as above
         scale = np.maximum(-lo, hi) / levels

@@ -181,7 +181,7 @@ def _search(error: Callable[[np.ndarray], np.ndarray], reach: float) -> tuple[fl
     """The limit between 0 and `reach` of least error: a geometric grid of 48, then two rounds around the best."""
     if reach == 0.0:
         return 0.0, 0.0
-    shares = np.geomspace(1.0, SMALLEST_SHARE, 48)
+    shares, best, least = np.geomspace(1.0, SMALLEST_SHARE, 48), 1.0, np.inf
     for _ in range(3):
         errors = error(shares * reach)
         k = int(np.argmin(errors))

@@ -82,7 +82,7 @@ class PassManager:
         self._prove = prove
         self._after_pass = after_pass
 
-    def run(self, subject: S, passes: Sequence[Pass]) -> list[PassRecord]:
+    def run(self, subject: Subject, passes: Sequence[Pass]) -> list[PassRecord]:
         """Each pass once, in order."""
         return [self._apply(p, subject) for p in passes]
 
@@ -104,7 +104,7 @@ class PassManager:
             left_out[guilty.name] = why
             subject = origin.fork()
 
-    def _run_to_fixed_point(self, subject: S, passes: Sequence[Pass]) -> tuple[list[Pass], list[PassRecord]]:
+    def _run_to_fixed_point(self, subject: Subject, passes: Sequence[Pass]) -> tuple[list[Pass], list[PassRecord]]:
         history: list[Pass] = []
         total: dict[str, PassRecord] = {}
         for _ in range(MOST_ROUNDS):
@@ -123,7 +123,7 @@ class PassManager:
         busy = history[-1].name if history else "none"
         raise PassError(f"the passes still find work after {MOST_ROUNDS} rounds, {busy} last; leave it out in a recipe")
 
-    def _bisect(self, origin: S, history: Sequence[Pass], difference: str) -> tuple[Pass, str]:
+    def _bisect(self, origin: Subject, history: Sequence[Pass], difference: str) -> tuple[Pass, str]:
         """The first pass of the history after which the result differs from the origin."""
         good, bad = 0, len(history)
         while bad - good > 1:
@@ -138,7 +138,7 @@ class PassManager:
                 bad, difference = middle, found
         return history[bad - 1], difference
 
-    def _apply(self, p: Pass, subject: S) -> PassRecord:
+    def _apply(self, p: Pass, subject: Subject) -> PassRecord:
         subject.refusals.clear()
         start = time.perf_counter()
         rewrites = p.apply(subject)

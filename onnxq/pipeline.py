@@ -27,7 +27,6 @@ from onnxq.runtime import Session, TensorInfo
 from onnxq.source import Source, load_source, save
 
 Progress = Callable[[str, int, int | None], None]
-MOST_AUDITS = 5
 
 # Float passes, run over and over until none finds work, then proved equal to the model that was loaded.
 FLOAT: tuple[type[Pass], ...] = (
@@ -258,24 +257,21 @@ def _excluded(graph: Graph, patterns: Sequence[str]) -> frozenset[str]:
 
 def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
     """Place, observe, select, refine, lower; then again from the reference without what the runtime did not fuse."""
-    start, records = prepared.model, prepared.records
-    tail = SELECT + REFINE + LOWER
-    for _ in range(MOST_AUDITS):
+    start = prepared.model
+    while True:
         model = start.fork()
-        run = prepared.manager.run(model, _passes(PLACE + OBSERVE, recipe))
+        records = prepared.manager.run(model, _passes(PLACE + OBSERVE, recipe))
         start.calibration = model.calibration
-        planned = {n.name for n in model.graph.nodes if model.is_quantized(n)}
-        run += prepared.manager.run(model, _passes(tail, recipe))
-        integer = audit.run_in_integers(model.graph.to_proto(), planned)
-        unfused = planned - integer
-        if not unfused:
+        records += prepared.manager.run(model, _passes(SELECT + REFINE + LOWER, recipe))
+        integer = audit.run_in_integers(model.graph.to_proto(), model.planned)
+        if model.planned == integer:  # each round un-places at least one node more, so this comes
             break
-        start.unplaced = start.unplaced | unfused
+        start.unplaced = start.unplaced | (model.planned - integer)
     audit.complete_ledger(model, integer)
     assert model.calibration is not None
     model.calibration.source_hash = prepared.source_hash
     _stamp(model, recipe, prepared)
-    return model, records + run
+    return model, prepared.records + records
 
 
 def _stamp(model: Model, recipe: Recipe, prepared: _Prepared) -> None:

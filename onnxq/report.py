@@ -235,7 +235,7 @@ def inspection_page(path: Path) -> tuple[Table, dict[str, Any]]:
     ledger = json.loads(metadata.get("onnxq.ledger", "{}"))
     opsets = ", ".join(f"{o.domain or 'onnx'} {o.version}" for o in source.proto.opset_import)
     table = Table(
-        title=f"{path.name}: opset {opsets}; {found.integer} of {found.integer + found.float} compute nodes in integer kernels",
+        title=f"{path.name}: opset {opsets}; {found.integer} of {found.integer + found.float} compute nodes run in integers",
         title_justify="left",
     )
     for column in ("kernel", "count", "kind"):

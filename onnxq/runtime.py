@@ -37,7 +37,12 @@ class Session:
     """A loaded model. `run` takes and gives arrays by name."""
 
     def __init__(
-        self, model: onnx.ModelProto | str | Path, *, threads: int = 0, provider: str = CPU, config: Feed | Any = None
+        self,
+        model: onnx.ModelProto | str | Path,
+        *,
+        threads: int = 0,
+        provider: str = CPU,
+        config: Mapping[str, str] | None = None,
     ) -> None:
         options = _options(threads, config or {})
         try:
@@ -49,7 +54,7 @@ class Session:
         self.outputs = [_info(o) for o in self._session.get_outputs()]
         self._names = [o.name for o in self.outputs]
 
-    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+    def run(self, feed: Feed) -> dict[str, Any]:
         """Every output by its name. Entries of the feed that are no inputs (labels) are left out."""
         wanted = {i.name: feed[i.name] for i in self.inputs if i.name in feed}
         try:
@@ -76,7 +81,7 @@ class _loadable:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> bytes | str:
-        if not isinstance(self._model, onnx.ModelProto):
+        if isinstance(self._model, (str, Path)):
             return str(self._model)
         if self._model.ByteSize() < LARGEST_IN_MEMORY:
             return self._model.SerializeToString()
@@ -106,7 +111,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
-def evaluate(proto: onnx.ModelProto, feed: Feed | None = None) -> dict[str, np.ndarray]:
+def evaluate(proto: onnx.ModelProto, feed: Feed | None = None) -> dict[str, Any]:
     """The outputs of a model that is run once, on one thread, without graph optimizations."""
     options = _options(1, {})
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

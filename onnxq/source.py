@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import write_external_data_tensors
 
 from onnxq.errors import ModelError, UnsupportedModelError
 from onnxq.report import write_whole
@@ -81,7 +82,8 @@ def _check_kind(source: Source) -> None:
     quantized |= ops & {"MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "MatMulNBits"}
     if quantized:
         raise UnsupportedModelError(
-            f"{source.name} is already quantized: it holds {', '.join(sorted(quantized))}; give the float model it was made from"
+            f"{source.name} is already quantized: it holds {', '.join(sorted(quantized))}; "
+            "give the float model it was made from"
         )
     half = [
         t.name
@@ -104,5 +106,5 @@ def save(proto: onnx.ModelProto, path: Path) -> None:
     twin.CopyFrom(proto)
     weights = path.with_name(f"{path.name}.data")
     onnx.convert_model_to_external_data(twin, location=weights.name)
-    onnx.external_data_helper.write_external_data_tensors(twin, str(path.parent))
+    write_external_data_tensors(twin, str(path.parent))
     write_whole(path, twin.SerializeToString(deterministic=True))

@@ -66,8 +66,8 @@ class Accuracy:
             real = self.real.outputs[name]
             if emulated.sqnr - real.sqnr > GAP:
                 return (
-                    f"kernel effect: output {name} has {real.sqnr:.1f} dB on the runtime's kernels and {emulated.sqnr:.1f} dB "
-                    "emulated; 16-bit saturation is the usual cause"
+                    f"kernel effect: output {name} has {real.sqnr:.1f} dB on the runtime's kernels and "
+                    f"{emulated.sqnr:.1f} dB emulated; 16-bit saturation is the usual cause"
                 )
         return None
 

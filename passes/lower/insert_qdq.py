@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxq.graph import Constant, Tensor, Variable
+from onnxq.graph import Constant, Tensor
 from onnxq.model import OUTPUT, Model
 from onnxq.passmanager import Pass
 
@@ -18,7 +18,8 @@ class InsertQdq(Pass):
     Result:  %4 = QuantizeLinear(%1);  %5 = DequantizeLinear(%4);  %2 = Conv(%5, V);  %3 = Sigmoid(%1)
     Refused: an activation with no quantized reader.
 
-    A graph output that is read quantized keeps its name: it becomes the output of the DequantizeLinear.
+    A graph output that is read quantized keeps its name: it becomes the output of the DequantizeLinear. Bodies of
+    control-flow nodes read the dequantized tensor where all readers outside do.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -39,27 +40,26 @@ class InsertQdq(Pass):
         return inserted
 
 
-def _insert(model: Model, tensor: Variable | Tensor, readers: list[tuple[str, int]]) -> None:
-    graph, params = model.graph, model.params_of(tensor.name)
-    scale, zero_point = model.parameter_constants(tensor.name)
+def _insert(model: Model, tensor: Tensor, readers: list[tuple[str, int]]) -> None:
+    graph, params, base = model.graph, model.params_of(tensor.name), tensor.name
+    scale, zero_point = model.parameter_constants(base)
+    by_all, is_output = model.output_is_quantized(tensor), any(name == OUTPUT for name, _ in readers)
     nodes = {n.name: n for n in dict.fromkeys(tensor.outputs)}
-    source = tensor
-    if any(name == OUTPUT for name, _ in readers):
-        source = graph.variable(f"{tensor.name}_float", tensor.dtype, tensor.shape)
+    source, result = tensor, graph.variable(f"{base}_DequantizeLinear_Output", tensor.dtype, tensor.shape)
+    if is_output:
+        source, result = graph.variable(f"{base}_float", tensor.dtype, tensor.shape), tensor
         maker = graph.producer(tensor)
-        assert maker is not None
+        assert maker is not None  # graph inputs are never placed as quantized outputs
         graph.rewire(maker, outputs=[source if t is tensor else t for t in maker.outputs])
         for name, index in model.readers(tensor):
-            if name != OUTPUT and (name, index) not in model.quantized_inputs:
+            if name != OUTPUT and (name, index) not in readers:
                 graph.set_input(nodes[name], index, source)
-        result = tensor
-    else:
-        result = graph.variable(f"{tensor.name}_DequantizeLinear_Output", tensor.dtype, tensor.shape)
-    codes = graph.variable(f"{tensor.name}_QuantizeLinear_Output", params.type.dtype, tensor.shape)
-    domain = model.qdq_domain
-    base = tensor.name
-    graph.insert("QuantizeLinear", [source, scale, zero_point], [codes], name=f"{base}_QuantizeLinear", domain=domain)
-    graph.insert("DequantizeLinear", [codes, scale, zero_point], [result], name=f"{base}_DequantizeLinear", domain=domain)
     for name, index in readers:
         if name != OUTPUT:
             graph.set_input(nodes[name], index, result)
+    if by_all and not is_output:
+        graph.replace_uses(tensor, result)  # what is left are the bodies that capture it
+    codes = graph.variable(f"{base}_QuantizeLinear_Output", params.type.dtype, tensor.shape)
+    domain = model.qdq_domain
+    graph.insert("QuantizeLinear", [source, scale, zero_point], [codes], name=f"{base}_QuantizeLinear", domain=domain)
+    graph.insert("DequantizeLinear", [codes, scale, zero_point], [result], name=f"{base}_DequantizeLinear", domain=domain)

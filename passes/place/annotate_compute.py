@@ -36,6 +36,7 @@ class AnnotateCompute(Pass):
                 continue
             if (node.name, 1) not in model.quantized_inputs:
                 _annotate(model, node)
+                model.planned.add(node.name)
                 annotated += 1
         return annotated
 

@@ -31,10 +31,11 @@ class AnnotateRegions(Pass):
 
     def apply(self, model: Model) -> int:
         graph = model.graph
-        compute = {n for n in model.compute_nodes() if (n.name, 1) in model.quantized_inputs}
+        compute = {n for n in model.compute_nodes() if n.name in model.planned}
         candidates = {n for n in graph.nodes if _can_be_integer(model, n)}
         integer = _largest_consistent(model, compute, candidates)
         before = set(model.quantized_inputs)
+        model.planned |= {n.name for n in integer}
         for node in graph.nodes:
             if node in integer - compute:
                 _annotate(model, node)
