@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,29 +63,27 @@ class KernelCount:
     float_macs: int = 0
 
 
-def run_in_integers(proto: onnx.ModelProto, planned: Iterable[str]) -> set[str]:
-    """Those of the planned node names that the runtime runs in integer kernels.
+def run_in_integers(proto: onnx.ModelProto, model: Model) -> set[str]:
+    """The nodes of the model's reference that the runtime runs in integer kernels, planned or not.
 
-    At the EXTENDED level a QLinearConv keeps its node's name and other kernels have it as a prefix; a node that only moves
-    data is integer when what it reads is not dequantized first.
+    At the EXTENDED level a QLinearConv keeps its node's name and other kernels have it as a prefix. A planned node that
+    only moves data counts when what it reads is not dequantized first, or when nothing is left of it.
     """
-    names = set(planned)
+    assert model.reference is not None
+    names = {n.name for n in model.reference.nodes}
     graph = runtime.optimized(proto).graph
     makers = {o: n for n in graph.node for o in n.output}
     floats: set[str] = set()
     found: set[str] = set()
     for node in graph.node:
         name = _owner(node.name, names)
-        if name is None:
+        if name is None or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             continue
         if node.op_type in INTEGER_KERNELS | INTEGER_OTHER:
             found.add(name)
-        elif (
-            node.op_type not in ("QuantizeLinear", "DequantizeLinear") and _reads_dequantized(node, makers)
-        ) or node.op_type in FLOAT_KERNELS:
+        elif node.op_type in FLOAT_KERNELS or _reads_dequantized(node, makers):
             floats.add(name)
-    moved = {n for n in names if n not in found and n not in floats}  # kept on integers, or optimized away
-    return found | moved
+    return found | (model.planned - floats)
 
 
 def _owner(name: str, names: set[str]) -> str | None:

@@ -65,6 +65,7 @@ LOWER: tuple[type[Pass], ...] = (
     p.InsertQdq,
     p.RemoveRedundantPairs,
     p.DeduplicateQdq,
+    p.InsertFloatGuards,  # last: it looks at the Q and DQ that are left
 )
 
 
@@ -263,8 +264,8 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
         records = prepared.manager.run(model, _passes(PLACE + OBSERVE, recipe))
         start.calibration = model.calibration
         records += prepared.manager.run(model, _passes(SELECT + REFINE + LOWER, recipe))
-        integer = audit.run_in_integers(model.graph.to_proto(), model.planned)
-        if model.planned == integer:  # each round un-places at least one node more, so this comes
+        integer = audit.run_in_integers(model.graph.to_proto(), model)
+        if model.planned <= integer:  # each round un-places at least one node more, so this comes
             break
         start.unplaced = start.unplaced | (model.planned - integer)
     audit.complete_ledger(model, integer)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import write_external_data_tensors
+from onnx.external_data_helper import set_external_data
 
-from onnxq.errors import ModelError, UnsupportedModelError
+from onnxq.errors import ModelError, OutputError, UnsupportedModelError
 from onnxq.report import write_whole
 from onnxq.runtime import LARGEST_IN_MEMORY
+
+SMALLEST_BESIDE = 1024  # bytes of a tensor that goes into the file of weights
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,19 @@ def load_any(model: str | Path | bytes | onnx.ModelProto) -> Source:
 
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    if data.startswith(b"PK\3\4"):
+        raise ModelError(
+            f"{where} is a zip archive, as PyTorch saves; give the .onnx file that torch.onnx.export makes of it"
+        )
     try:
         proto = onnx.ModelProto.FromString(data)
     except DecodeError as error:
-        raise ModelError(f"{where} is not an ONNX file, or is truncated: {error}") from error
+        raise ModelError(
+            f"{where} is not an ONNX file, or is truncated: {error}; copy it or export the model again"
+        ) from error
     if not proto.graph.node or not proto.opset_import:
-        raise ModelError(f"{where} is not an ONNX model: it has no graph; export the model again")
+        missing = "graph" if not proto.graph.node else "operator set"
+        raise ModelError(f"{where} is not an ONNX model, or is truncated: it has no {missing}; export the model again")
     return proto
 
 
@@ -85,10 +96,12 @@ def _check_kind(source: Source) -> None:
             f"{source.name} is already quantized: it holds {', '.join(sorted(quantized))}; "
             "give the float model it was made from"
         )
+    graph = source.proto.graph
+    constants = [(n.output[0], a.t) for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t")]
     half = [
-        t.name
-        for t in source.proto.graph.initializer
-        if t.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        name
+        for name, tensor in [*((t.name, t) for t in graph.initializer), *constants]
+        if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     ]
     if half:
         raise UnsupportedModelError(
@@ -105,6 +118,19 @@ def save(proto: onnx.ModelProto, path: Path) -> None:
     twin = onnx.ModelProto()
     twin.CopyFrom(proto)
     weights = path.with_name(f"{path.name}.data")
-    onnx.convert_model_to_external_data(twin, location=weights.name)
-    write_external_data_tensors(twin, str(path.parent))
-    write_whole(path, twin.SerializeToString(deterministic=True))
+    if weights.exists() and not path.exists():  # where the model exists, leave was given to replace both
+        raise OutputError(f"{weights}, where the weights go, exists; remove it, or give another name")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            with open(Path(folder) / weights.name, "wb") as file:
+                for tensor in twin.graph.initializer:
+                    if len(tensor.raw_data) >= SMALLEST_BESIDE:
+                        set_external_data(tensor, weights.name, file.tell(), len(tensor.raw_data))
+                        file.write(tensor.raw_data)
+                        tensor.ClearField("raw_data")
+            written = Path(folder) / path.name
+            written.write_bytes(twin.SerializeToString(deterministic=True))
+            os.replace(Path(folder) / weights.name, weights)
+            os.replace(written, path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error

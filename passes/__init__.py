@@ -22,6 +22,7 @@ from onnxq.passes.fuse.fuse_matmul_add import FuseMatmulAdd
 from onnxq.passes.fuse.fuse_pad import FusePad
 from onnxq.passes.fuse.fuse_reducemean import FuseReducemean
 from onnxq.passes.lower.deduplicate_qdq import DeduplicateQdq
+from onnxq.passes.lower.insert_float_guards import InsertFloatGuards
 from onnxq.passes.lower.insert_qdq import InsertQdq
 from onnxq.passes.lower.quantize_biases import QuantizeBiases
 from onnxq.passes.lower.quantize_weights import QuantizeWeights
@@ -69,5 +70,6 @@ PASSES = {
         InsertQdq,
         RemoveRedundantPairs,
         DeduplicateQdq,
+        InsertFloatGuards,
     )
 }
