@@ -1,0 +1,259 @@
+"""quantize and calibrate, end to end on the shipped models and on small graphs."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+import onnxq
+from onnxq import audit, runtime
+from onnxq.errors import CalibrationError, DataError, OutputError, RecipeError
+from onnxq.model import State
+from onnxq.runtime import Session
+
+CALIBRATION, EVALUATION = "digits_calibration.npz", "digits_evaluation.npz"
+HEADER = '<ir_version: 9, opset_import: ["" : 17]>\n'
+THREE_CONVS = """net (float[N, 8, 9, 9] x) => (float[N, 8, 9, 9] y)
+<float[8, 8, 3, 3] w1, float[8, 8, 3, 3] w2, float[8, 8, 3, 3] w3> {
+  [first] a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+  [second] b = Conv <pads = [1, 1, 1, 1]> (a, w2)
+  [third] c = Conv <pads = [1, 1, 1, 1]> (b, w3)
+  y = Relu (c)
+}"""
+
+
+def small(text: str) -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
+    """The model with seeded weights, and four feeds."""
+    proto, rng = onnx.parser.parse_model(HEADER + text), np.random.default_rng(0)
+    for info in proto.graph.value_info:
+        shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        values = rng.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), info.name))
+    del proto.graph.value_info[:]
+    shapes = {i.name: [d.dim_value or 1 for d in i.type.tensor_type.shape.dim] for i in proto.graph.input}
+    feeds = [{n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()} for _ in range(4)]
+    return proto, feeds
+
+
+@pytest.mark.parametrize("name", ["residual", "inverted_residual"])
+def test_a_shipped_model_keeps_its_accuracy_in_integer_kernels(name: str, models: Path) -> None:
+    said = tomllib.loads((models / "models.toml").read_text())[name]
+    report = onnxq.quantize(models / f"{name}.onnx", models / CALIBRATION, eval=models / EVALUATION, target="cpu")
+    accuracy = report.accuracy
+    assert accuracy is not None
+    assert accuracy.float.metrics["top1"] == pytest.approx(
+        100 * said["float_top1"] if said["float_top1"] <= 1 else said["float_top1"]
+    )
+    assert accuracy.drop is not None
+    assert accuracy.drop <= 0.5
+    assert accuracy.emulated.outputs["logits"].sqnr > 30
+    assert report.integer_share == 1.0
+    assert report.quantized_bytes < 0.6 * report.float_bytes
+    assert not [e for e in report.ledger.values() if e.reason is not None and e.op in audit.COMPUTE]
+
+
+def test_the_same_inputs_give_the_same_bytes_twice(models: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        onnxq.quantize(models / "residual.onnx", models / CALIBRATION, output=tmp_path / name, target="cpu", validate=False)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_statistics_from_a_file_give_the_same_model(models: Path, tmp_path: Path) -> None:
+    direct = onnxq.quantize(models / "residual.onnx", models / CALIBRATION, target="cpu", max_samples=16, validate=False)
+    onnxq.calibrate(
+        models / "residual.onnx", models / CALIBRATION, output=tmp_path / "m.calib", target="cpu", max_samples=16
+    )
+    later = onnxq.quantize(models / "residual.onnx", calibration=tmp_path / "m.calib", target="cpu", validate=False)
+    assert later.model.SerializeToString(deterministic=True) == direct.model.SerializeToString(deterministic=True)
+    other = onnxq.quantize(models / "residual.onnx", calibration=tmp_path / "m.calib", observer="kl", validate=False)
+    assert other.model.graph != direct.model.graph
+    with pytest.raises(CalibrationError, match="another model"):
+        onnxq.quantize(models / "inverted_residual.onnx", calibration=tmp_path / "m.calib", validate=False)
+
+
+def test_a_proto_bytes_and_a_path_give_the_same_model(models: Path) -> None:
+    path = models / "residual.onnx"
+    made = [
+        onnxq.quantize(m, models / CALIBRATION, target="cpu", max_samples=4, validate=False).model.SerializeToString(
+            deterministic=True
+        )
+        for m in (path, str(path), path.read_bytes(), onnx.load(path))
+    ]
+    assert len(set(made)) == 1
+
+
+def test_provenance_is_in_the_file(models: Path) -> None:
+    report = onnxq.quantize(models / "residual.onnx", models / CALIBRATION, max_samples=4, validate=False)
+    metadata = {p.key: p.value for p in report.model.metadata_props}
+    assert metadata["onnxq.version"] == onnxq.__version__
+    assert json.loads(metadata["onnxq.recipe"])["observer"] == "mse"
+    assert len(metadata["onnxq.source_sha256"]) == 64
+    assert set(json.loads(metadata["onnxq.ledger"])) == set(report.ledger)
+
+
+@pytest.mark.parametrize("pattern", ["second", "seco*", "b"])
+def test_an_excluded_layer_runs_in_float_between_integer_layers(pattern: str) -> None:
+    proto, feeds = small(THREE_CONVS)
+    report = onnxq.quantize(proto, feeds, target="cpu", exclude=[pattern], validate=False)
+    states = {name: entry.state for name, entry in report.ledger.items()}
+    assert states == {"first": State.INTEGER, "second": State.FLOAT, "third": State.INTEGER}
+    kernels = {n.name: n.op_type for n in runtime.optimized(report.model).graph.node}
+    assert kernels["first"] == kernels["third"] == "QLinearConv"
+    assert kernels["second"] in ("Conv", "FusedConv")
+
+
+def test_excluding_every_conv_leaves_a_float_model_without_qdq() -> None:
+    proto, feeds = small(THREE_CONVS)
+    report = onnxq.quantize(proto, feeds, target="cpu", exclude=["Conv"], validate=False)
+    assert {n.op_type for n in report.model.graph.node} == {"Conv", "Relu"}
+    assert any("Nothing could be quantized" in note for note in report.notes)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error() -> None:
+    proto, feeds = small(THREE_CONVS)
+    with pytest.raises(RecipeError, match="nothing matches --exclude secnd; did you mean second"):
+        onnxq.quantize(proto, feeds, exclude=["secnd"], validate=False)
+
+
+def test_public_names_types_and_shapes_are_kept() -> None:
+    proto, feeds = small(THREE_CONVS)
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    assert report.model.graph.input == proto.graph.input
+    assert report.model.graph.output == proto.graph.output
+    Session(report.model).run({"x": np.zeros((3, 8, 9, 9), np.float32)})
+
+
+def test_an_observer_for_one_tensor_changes_that_one_only(tmp_path: Path) -> None:
+    proto, feeds = small(THREE_CONVS)
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[[override]]\nmatch = "a"\nobserver = "percentile{lower=20,upper=80}"\n')
+    plain, changed = (
+        {
+            t.name: onnx.numpy_helper.to_array(t)
+            for t in onnxq.quantize(proto, feeds, target="cpu", recipe=r, validate=False).model.graph.initializer
+        }
+        for r in (None, recipe)
+    )
+    different = [n for n in plain if n.endswith("_scale") and not np.array_equal(plain[n], changed[n])]
+    assert "a_scale" in different
+    assert not {"x_scale", "y_scale", "b_scale"} & set(different)
+
+
+def test_a_recipe_leaves_a_pass_out_and_gives_another_its_options(tmp_path: Path) -> None:
+    proto, feeds = small(THREE_CONVS)
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('target = "cpu"\n[passes]\ncorrect-bias = false\nchoose-weight-ranges = { method = "max" }\n')
+    report = onnxq.quantize(proto, feeds, recipe=recipe, validate=False)
+    assert "correct-bias" not in [r.name for r in report.passes]
+    scale = next(t for t in report.model.graph.initializer if t.name == "w3_scale")
+    w3 = next(t for t in proto.graph.initializer if t.name == "w3")
+    largest = np.abs(onnx.numpy_helper.to_array(w3)).max((1, 2, 3)) / 127
+    assert (onnx.numpy_helper.to_array(scale) >= largest * 0.999).all()
+
+
+def test_gates_that_are_missed_are_in_the_report(models: Path) -> None:
+    report = onnxq.quantize(
+        models / "residual.onnx",
+        models / CALIBRATION,
+        eval=models / EVALUATION,
+        max_samples=20,
+        max_drop=-1.0,
+        min_speedup=1e6,
+    )
+    assert len(report.missed_gates) == 2
+    assert "max-drop" in report.missed_gates[0]
+    assert "min-speedup" in report.missed_gates[1]
+
+
+def test_a_user_s_metric_is_called_for_each_column(models: Path) -> None:
+    calls = []
+
+    def metric(run, samples) -> float:
+        outputs = [run(feed)["logits"] for feed, _ in samples]
+        calls.append(len(outputs))
+        return float(np.mean(outputs))
+
+    report = onnxq.quantize(models / "residual.onnx", models / CALIBRATION, metric=metric, max_samples=6)
+    assert calls == [6, 6, 6]
+    assert report.accuracy is not None
+    assert report.accuracy.metric == "metric"
+
+
+def test_unlabelled_data_gives_distances_instead_of_a_metric() -> None:
+    proto, feeds = small(THREE_CONVS)
+    report = onnxq.quantize(proto, feeds, target="cpu")
+    assert report.accuracy is not None
+    assert report.accuracy.drop is None
+    assert report.accuracy.real.outputs["y"].sqnr > 20
+    assert report.latency is not None
+    assert report.latency.verdict in ("faster", "slower", "equal")
+    with pytest.raises(RecipeError, match="needs a metric"):
+        onnxq.quantize(proto, feeds, target="cpu", max_drop=1.0)
+
+
+def test_the_report_is_json_with_a_schema_number(models: Path) -> None:
+    report = onnxq.quantize(models / "residual.onnx", models / CALIBRATION, eval=models / EVALUATION, max_samples=8)
+    plain = json.loads(report.to_json())
+    assert plain["schema"] == 1
+    assert plain["integer_share"] == 1.0
+    assert plain["coverage"]["Conv"]["integer"] == 8
+    assert plain["accuracy"]["metric"] == "top1"
+    assert plain["latency"]["verdict"] in ("faster", "slower", "equal")
+    assert {r["name"] for r in plain["passes"]} >= {"fuse-conv-batchnorm", "insert-qdq"}
+    assert "model" not in plain
+
+
+def test_nothing_is_written_where_something_exists(tmp_path: Path) -> None:
+    proto, feeds = small(THREE_CONVS)
+    source, out = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    onnx.save(proto, source)
+    out.write_text("precious")
+    with pytest.raises(OutputError, match="--force"):
+        onnxq.quantize(source, feeds, output=out)
+    with pytest.raises(OutputError, match="is the input model"):
+        onnxq.quantize(source, feeds, output=source, force=True)
+    assert out.read_text() == "precious"
+    onnxq.quantize(source, feeds, output=out, force=True, validate=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "q.onnx"]
+
+
+def test_dumps_hold_text_and_onnx_after_every_pass(tmp_path: Path) -> None:
+    proto, feeds = small(THREE_CONVS)
+    onnxq.quantize(proto, feeds, target="cpu", validate=False, dump_dir=tmp_path / "dump")
+    names = sorted(p.name.split("-", 1)[1] for p in (tmp_path / "dump").iterdir())
+    assert "insert-qdq.onnx" in names
+    assert "insert-qdq.txt" in names
+
+
+def test_without_data_it_says_what_to_give() -> None:
+    proto, _ = small(THREE_CONVS)
+    with pytest.raises(DataError, match="--data"):
+        onnxq.quantize(proto)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("net (float[1, 4] x, float[4, 3] w) => (float[1, 3] y) { y = MatMul (x, w) }", "NO_CONSTANT_WEIGHT"),
+        ("net (double[1, 4] x) => (double[1, 3] y) <double[4, 3] w> { y = MatMul (x, w) }", "NOT_FLOAT32"),
+    ],
+)
+def test_what_stays_float_has_a_reason(text: str, why: str) -> None:
+    proto, feeds = small(text)
+    kinds = {i.name: onnx.helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type) for i in proto.graph.input}
+    for k, tensor in enumerate(proto.graph.initializer):
+        if "double" in text:
+            proto.graph.initializer[k].CopyFrom(
+                onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float64), tensor.name)
+            )
+    feeds = [{n: a.astype(kinds[n]) for n, a in f.items()} for f in feeds]
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    (entry,) = report.ledger.values()
+    assert entry.reason is not None
+    assert entry.reason.name == why

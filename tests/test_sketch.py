@@ -1,0 +1,121 @@
+"""Laws of sketch.py: exact, and equal bit for bit whatever the order, the split or the merge."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from onnxq.errors import CalibrationError
+from onnxq.sketch import ExactSum, TensorSketch, fill, fill_numpy
+
+ANY_FLOAT = st.floats(width=32, allow_nan=False, allow_infinity=False)
+FEED = hnp.arrays(np.float32, (2, 3, 4), elements=ANY_FLOAT)
+
+
+def equal(a: TensorSketch, b: TensorSketch) -> bool:
+    one, other = a.to_arrays(), b.to_arrays()
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+@given(st.lists(FEED, min_size=1, max_size=5), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_order_and_grouping_change_nothing(feeds: list[np.ndarray], random) -> None:
+    whole = TensorSketch(channel_axis=1)
+    for k, x in enumerate(feeds):
+        whole.update(x, k)
+    order = list(enumerate(feeds))
+    random.shuffle(order)
+    cut = random.randint(0, len(order))
+    parts = [TensorSketch(channel_axis=1), TensorSketch(channel_axis=1)]
+    for part, items in zip(parts, (order[:cut], order[cut:]), strict=True):
+        for k, x in items:
+            part.update(x, k)
+    merged = TensorSketch(channel_axis=1)
+    for part in random.sample(parts, 2):
+        merged.merge(part)
+    assert equal(whole, merged)
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 200), elements=ANY_FLOAT))
+@settings(max_examples=200, deadline=None)
+def test_count_range_and_sum_are_exact(x: np.ndarray) -> None:
+    sketch = TensorSketch()
+    sketch.update(x)
+    assert sketch.count == x.size
+    assert (sketch.minimum, sketch.maximum) == (float(x.min()), float(x.max()))
+    assert sketch.sum() == math.fsum(x.tolist())
+    assert sketch.histogram().count.sum() == x.size
+
+
+@given(hnp.arrays(np.uint32, st.integers(0, 300)))
+@settings(max_examples=100, deadline=None)
+def test_the_compiled_kernel_equals_its_numpy_form(bits: np.ndarray) -> None:
+    for compiled, plain in zip(fill(bits), fill_numpy(bits), strict=True):
+        np.testing.assert_array_equal(compiled, plain)
+
+
+@given(st.lists(hnp.arrays(np.float64, (3,), elements=st.floats(-1e30, 1e30)), min_size=1, max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_exact_sum_is_the_sum_rounded_once(rows: list[np.ndarray]) -> None:
+    total, reversed_total = ExactSum.zeros(3), ExactSum.zeros(3)
+    for row in rows:
+        total.add(row)
+    for row in rows[::-1]:
+        reversed_total.add(row)
+    np.testing.assert_array_equal(total.limbs, reversed_total.limbs)
+    expected = [math.fsum(column) for column in np.stack(rows).T]
+    np.testing.assert_allclose(total.values(), expected, rtol=1e-15, atol=1e-55)
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(-1e3, 1e3, width=32)))
+@settings(max_examples=100, deadline=None)
+def test_every_element_lies_in_a_bin(x: np.ndarray) -> None:
+    sketch = TensorSketch()
+    sketch.update(x)
+    bins = sketch.histogram()
+    assert (np.diff(bins.lower) >= 0).all()
+    assert (bins.lower <= bins.upper).all()
+    for v in x:
+        value = 0.0 if abs(v) < np.finfo(np.float32).tiny else float(v)
+        assert ((bins.lower <= value) & (value <= bins.upper)).any()
+
+
+def test_nan_and_infinity_are_counted_apart() -> None:
+    sketch = TensorSketch()
+    sketch.update(np.array([1.0, np.nan, np.inf, -np.inf, 3.0], np.float32))
+    assert (sketch.nan_count, sketch.inf_count, sketch.count) == (1, 2, 2)
+    assert (sketch.minimum, sketch.maximum) == (1.0, 3.0)
+    assert sketch.sum() == 4.0
+
+
+def test_channel_statistics() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    sketch = TensorSketch(channel_axis=1)
+    sketch.update(x)
+    assert sketch.channels is not None
+    np.testing.assert_array_equal(sketch.channels.minimum, x.min((0, 2)))
+    np.testing.assert_array_equal(sketch.channels.mean, x.mean((0, 2)))
+    with pytest.raises(CalibrationError, match="channels changes from 3 to 4"):
+        sketch.update(x.transpose(0, 2, 1))
+
+
+@given(FEED)
+@settings(max_examples=30, deadline=None)
+def test_arrays_hold_all_of_it(x: np.ndarray) -> None:
+    sketch = TensorSketch(channel_axis=-1)
+    sketch.update(x, 7)
+    assert equal(sketch, TensorSketch.from_arrays(sketch.to_arrays()))
+    assert TensorSketch.from_arrays(sketch.to_arrays()).series == sketch.series
+
+
+def test_half_precision_is_counted_as_its_values() -> None:
+    x = np.array([0.5, -2.0, 1e-7], np.float16)
+    half, single = TensorSketch(), TensorSketch()
+    half.update(x)
+    single.update(x.astype(np.float32))
+    assert equal(half, single)
