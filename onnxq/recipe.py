@@ -89,7 +89,8 @@ def load(path: str | Path | None, **overrides: Any) -> Recipe:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    found = error.errors()
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a misspelt key is also a missing one
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         owner = {"override": Override, "gates": Gates}.get(str(first["loc"][0]), Recipe)

@@ -1,0 +1,78 @@
+"""calibration.py: what is collected, what is refused, what a file holds."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx.parser
+import pytest
+
+from onnxq.calibration import PROBES, Calibration, collect, hash_of_feed
+from onnxq.data import Sample
+from onnxq.errors import CalibrationError
+
+NET = """<ir_version: 9, opset_import: ["" : 17]>
+net (float[N, 3] x) => (float[N, 3] y) { a = Relu (x) b = Sqrt (x) y = Add (a, b) }"""
+
+
+def samples(count: int, seed: int = 0) -> list[Sample]:
+    rng = np.random.default_rng(seed)
+    return [Sample({"x": rng.random((2, 3), np.float32)}, None, f"file {k}") for k in range(count)]
+
+
+def test_the_observed_tensors_are_sketched() -> None:
+    proto, feeds = onnx.parser.parse_model(NET), samples(5)
+    seen: list[tuple[str, int, int | None]] = []
+    found = collect(proto, {"x": 1, "a": None}, feeds, total=5, progress=lambda *a: seen.append(a))
+    whole = np.stack([s.feed["x"] for s in feeds])
+    assert found.samples == 5
+    assert found.sketches["x"].maximum == whole.max()
+    assert found.sketches["a"].count == 30
+    assert found.sketches["x"].channels is not None
+    assert found.sketches["a"].channels is None
+    assert seen[-1] == ("calibrating", 5, 5)
+
+
+@pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (np.inf, "infinity"), (-1.0, "NaN")])
+def test_nonfinite_activations_name_tensor_and_sample(value: float, word: str) -> None:
+    feeds = samples(3)
+    feeds[1].feed["x"][0, 0] = value  # -1 under the square root
+    with pytest.raises(CalibrationError, match=rf"{word} in tensor [xb] at file 1 \(sample 1\)"):
+        collect(onnx.parser.parse_model(NET), {"x": None, "b": None}, feeds)
+
+
+def test_the_probes_are_the_same_whatever_the_order() -> None:
+    proto, feeds = onnx.parser.parse_model(NET), samples(9)
+    one, other = collect(proto, {"a": None}, feeds), collect(proto, {"a": None}, feeds[::-1])
+    assert len(one.probes) == PROBES
+    assert [hash_of_feed(p) for p in one.probes] == [hash_of_feed(p) for p in other.probes]
+
+
+def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
+    found = collect(onnx.parser.parse_model(NET), {"x": -1, "a": None}, samples(6))
+    found.source_hash, found.graph_hash = "s", "g"
+    found.save(tmp_path / "m.calib")
+    back = Calibration.load(tmp_path / "m.calib")
+    assert (back.samples, back.source_hash, back.graph_hash, back.feed_hashes) == (6, "s", "g", found.feed_hashes)
+    assert list(back.sketches) == ["x", "a"]
+    for name, sketch in found.sketches.items():
+        one, other = sketch.to_arrays(), back.sketches[name].to_arrays()
+        assert all(np.array_equal(one[k], other[k]) for k in one)
+    assert [hash_of_feed(p) for p in back.probes] == [hash_of_feed(p) for p in found.probes]
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.calib", "w") as archive:
+        archive.writestr("header.json", json.dumps({"schema": 99}))
+    with pytest.raises(CalibrationError, match="schema 99"):
+        Calibration.load(tmp_path / "m.calib")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04broken"])
+def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.calib").write_bytes(content)
+    with pytest.raises(CalibrationError, match="no readable calibration file"):
+        Calibration.load(tmp_path / "m.calib")
