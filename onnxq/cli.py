@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from onnxq.data import ImageOptions
 
+INTERRUPTED = 130  # the exit code, as shells have it
 Progress = Callable[[str, int, int | None], None]
 app = typer.Typer(
     name="onnxq",
@@ -242,11 +243,14 @@ def targets() -> None:
 def main() -> None:
     """The command: errors are one message and an exit code, never a traceback."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # typer gives back what a command exits with, and does not raise it
+        code = app(standalone_mode=False) or 0  # typer gives back what a command exits with, and does not raise it
+        if code == INTERRUPTED:  # so do some versions with an interrupt
+            raise KeyboardInterrupt
+        sys.exit(code)
     except OnnxqError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
+        _fail("interrupted; nothing was written", INTERRUPTED)
     except MemoryError:
         _fail("out of memory; use fewer --threads, or a machine with more", 2)
     except Exception as error:
@@ -255,7 +259,7 @@ def main() -> None:
         if isinstance(error, OSError):
             _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None), 2)
         if isinstance(error, typer.Abort):
-            _fail("aborted; nothing was written", 130)
+            _fail("aborted; nothing was written", INTERRUPTED)
         _fail(f"an error of onnxq's own, please report it: {type(error).__name__}: {error}", 2)
 
 

@@ -179,10 +179,10 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
     key = ""
     found = {}
     try:
-        arrays = np.load(path, allow_pickle=False)
-        if isinstance(arrays, np.ndarray):
-            raise ValueError("it is an .npy file by another name")
-        with arrays:
+        with path.open("rb") as file:  # numpy leaves a file that it opens itself open when it is damaged
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("it is an .npy file by another name")
             for key in arrays.files:
                 found[key] = arrays[key]
     except Exception as error:  # zipfile, zlib and numpy raise some ten classes between them at a damaged file
@@ -192,9 +192,9 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _load_npy(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
         if not isinstance(array, np.ndarray):
-            array.close()
             raise ValueError("it is an .npz file by another name")
     except Exception as error:
         raise DataError(f"{path} is no readable .npy file: {_why(error)}") from error

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, UnsupportedModelError
 
 gs: Any = import_module("onnx_graphsurgeon")  # it has no types; ours are given to its classes below
 LazyValues: Any = import_module("onnx_graphsurgeon.ir.tensor").LazyValues
@@ -141,8 +141,9 @@ class Graph:
     def from_proto(cls, proto: onnx.ModelProto, folder: Path | None = None) -> Graph:
         """The graph of a model. External data is looked up in `folder`; the proto is not changed.
 
-        Raises ModelError when external data is missing.
+        Raises ModelError when external data is missing, UnsupportedModelError for attributes that hold a type.
         """
+        _refuse_type_attributes(proto)
         proto = _loaded(proto, folder)
         names = _unique_names(proto)
         surgeon = gs.import_onnx(proto)
@@ -526,6 +527,16 @@ def _copy(part: Any, seen: dict[int, Any]) -> Any:
         if hasattr(part, field):
             setattr(twin, field, getattr(part, field))
     return twin
+
+
+def _refuse_type_attributes(proto: onnx.ModelProto) -> None:
+    kinds = (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS)
+    for graph in [proto.graph, *_bodies(proto.graph)]:
+        for node in graph.node:
+            if any(a.type in kinds for a in node.attribute):
+                raise UnsupportedModelError(
+                    f"node {node.name or node.op_type} has an attribute that holds a type (Optional)"
+                )
 
 
 def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

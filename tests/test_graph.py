@@ -11,7 +11,7 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, UnsupportedModelError
 from onnxq.graph import Constant, Graph, lazily
 from onnxq.runtime import evaluate
 from onnxq.text import to_text
@@ -200,6 +200,15 @@ def test_missing_external_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"external data of tensor w cannot be read from .*m\.bin"):
         Graph.from_proto(proto, tmp_path)
     with pytest.raises(ModelError, match="no folder"):
+        Graph.from_proto(proto)
+
+
+def test_an_attribute_that_holds_a_type_is_refused_with_the_node() -> None:
+    proto = parse(CHAIN)
+    proto.graph.node[0].attribute.append(
+        helper.make_attribute("type", helper.make_tensor_type_proto(TensorProto.FLOAT, [1]))
+    )
+    with pytest.raises(UnsupportedModelError, match="node one has an attribute that holds a type"):
         Graph.from_proto(proto)
 
 

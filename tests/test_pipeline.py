@@ -15,6 +15,7 @@ import onnxq
 from onnxq import audit, runtime
 from onnxq.errors import CalibrationError, DataError, OutputError, RecipeError
 from onnxq.model import State
+from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 
 CALIBRATION, EVALUATION = "digits_calibration.npz", "digits_evaluation.npz"
@@ -155,6 +156,21 @@ def test_a_recipe_leaves_a_pass_out_and_gives_another_its_options(tmp_path: Path
     w3 = next(t for t in proto.graph.initializer if t.name == "w3")
     largest = np.abs(onnx.numpy_helper.to_array(w3)).max((1, 2, 3)) / 127
     assert (onnx.numpy_helper.to_array(scale) >= largest * 0.999).all()
+
+
+@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
+@pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric"])
+def test_weights_of_every_granularity_and_symmetry_run_in_integers(granularity: str, symmetry: str) -> None:
+    proto, feeds = small(THREE_CONVS)
+    options = {"weight_granularity": granularity, "weight_symmetry": symmetry}
+    recipe = Recipe(target="cpu", passes={"annotate-compute": options, "repair-saturation": False})
+    report = onnxq.quantize(proto, feeds, recipe=recipe)
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in report.model.graph.initializer}
+    assert values["w1_scale"].shape == ((8,) if granularity == "per-channel" else ())
+    assert np.any(values["w1_zero_point"]) == (symmetry == "asymmetric")
+    assert report.integer_share == 1.0
+    assert report.accuracy is not None
+    assert report.accuracy.real.outputs["y"].sqnr > 25
 
 
 def test_gates_that_are_missed_are_in_the_report(models: Path) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxq.errors import RecipeError
 from onnxq.graph import Constant, Graph, Node, Tensor, Variable, input_at, is_float32, value
 from onnxq.model import Derived, Model, Observed, QuantSpec, Reason
 from onnxq.numerics import Granularity, PerAxis, PerTensor
@@ -25,6 +26,14 @@ class AnnotateCompute(Pass):
     """
 
     name: ClassVar[str] = "annotate-compute"
+    weight_granularity: str = "target"  # or per-channel, per-tensor
+    weight_symmetry: str = "target"  # or symmetric, asymmetric
+
+    def __post_init__(self) -> None:
+        if self.weight_granularity not in ("target", "per-channel", "per-tensor"):
+            raise RecipeError(f"weight_granularity is {self.weight_granularity}; it takes target, per-channel or per-tensor")
+        if self.weight_symmetry not in ("target", "symmetric", "asymmetric"):
+            raise RecipeError(f"weight_symmetry is {self.weight_symmetry}; it takes target, symmetric or asymmetric")
 
     def apply(self, model: Model) -> int:
         annotated = 0
@@ -35,10 +44,19 @@ class AnnotateCompute(Pass):
                 model.refuse(node, f"{refusal[0].value}; {refusal[1]}" if refusal[1] else refusal[0].value)
                 continue
             if (node.name, 1) not in model.quantized_inputs:
-                _annotate(model, node)
+                _annotate(model, node, self._weight_spec(model, node))
                 model.planned.add(node.name)
                 annotated += 1
         return annotated
+
+    def _weight_spec(self, model: Model, node: Node) -> Observed:
+        by_channel = self.weight_granularity == "per-channel"
+        if self.weight_granularity == "target":
+            by_channel = model.target.weight_per_channel
+        symmetric = self.weight_symmetry == "symmetric"
+        if self.weight_symmetry == "target":
+            symmetric = model.target.weight_symmetric
+        return Observed(model.target.weight_type, _by_channel(model, node) if by_channel else PerTensor(), symmetric)
 
 
 def _refusal(model: Model, node: Node) -> tuple[Reason, str] | None:
@@ -62,14 +80,12 @@ def _refusal(model: Model, node: Node) -> tuple[Reason, str] | None:
     return None
 
 
-def _annotate(model: Model, node: Node) -> None:
+def _annotate(model: Model, node: Node, weight_spec: Observed) -> None:
     graph, target = model.graph, model.target
     activation = node.inputs[0]
     model.specs.setdefault(activation.name, Observed(target.activation_type, PerTensor(), target.activation_symmetric))
     model.quantized_inputs.add((node.name, 0))
 
-    granularity = _granularity(model, node) if target.weight_per_channel else PerTensor()
-    weight_spec = Observed(target.weight_type, granularity, target.weight_symmetric)
     weight = _own(model, node, 1, weight_spec)
     model.quantized_inputs.add((node.name, 1))
 
@@ -80,7 +96,7 @@ def _annotate(model: Model, node: Node) -> None:
         model.quantized_inputs.add((node.name, 2))
 
 
-def _granularity(model: Model, node: Node) -> Granularity:
+def _by_channel(model: Model, node: Node) -> Granularity:
     rank = np.asarray(node.inputs[1].values).ndim
     axis = model.target.compute[node.op].weight_axis
     if node.op == "Gemm" and node.attrs.get("transB", 0):

@@ -83,8 +83,8 @@ class RepairSaturation(Pass):
         if least.sum() <= self.tolerance * unsaturated.sum():
             model.params[weight_name] = params.scaled(np.asarray(FACTORS, np.float32)[best])
         else:
-            middle = np.full(params.zero_point.shape, 128, np.uint8)
-            model.params[weight_name] = replace(params, zero_point=middle, type=QuantType.UINT8)
+            shifted = (params.zero_point.astype(np.int16) + 128).astype(np.uint8)
+            model.params[weight_name] = replace(params, zero_point=shifted, type=QuantType.UINT8)
         return 1
 
 
