@@ -22,6 +22,7 @@ from onnxq.errors import ModelError, UnsupportedModelError
 gs: Any = import_module("onnx_graphsurgeon")  # it has no types; ours are given to its classes below
 LazyValues: Any = import_module("onnx_graphsurgeon.ir.tensor").LazyValues
 
+OWN_INITIALIZERS = 4  # the first ir_version in which an initializer need not be an input too
 ONNX_DOMAINS = ("", "ai.onnx", None)
 
 
@@ -108,8 +109,8 @@ def batchnorm_affine(node: Node) -> tuple[np.ndarray, np.ndarray] | None:
     """
     parameters = [value(t) for t in node.inputs[1:5]]
     trains = node.attrs.get("training_mode", 0) or len([t for t in node.outputs if t.name]) > 1
-    if trains or len(parameters) < 4 or any(p is None for p in parameters):
-        return None
+    if trains or not node.attrs.get("spatial", 1) or len(parameters) < 4 or any(p is None for p in parameters):
+        return None  # spatial = 0 (before opset 9) has a parameter for every activation, not for every channel
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
     scale = gamma / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
     return scale, beta - mean * scale
@@ -170,7 +171,7 @@ class Graph:
                 node.domain = ""
         proto = gs.export_onnx(self._surgeon, do_type_check=False)
         side = self._sidecar
-        proto.ir_version = max(proto.ir_version, side.ir_version)
+        proto.ir_version = max(proto.ir_version, side.ir_version, OWN_INITIALIZERS)
         for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
             setattr(proto, field, getattr(side, field))
         proto.metadata_props.extend(side.metadata_props)
@@ -214,6 +215,10 @@ class Graph:
     def replace(self, proto: onnx.ModelProto) -> None:
         """Take over another model's graph, in place; metadata and doc strings of this one are kept."""
         other, mine = Graph.from_proto(proto), self._sidecar
+        noted = {n.name: n for n in self.nodes}
+        for node in other.nodes:
+            if node.name in noted:
+                node.doc, node.metadata = noted[node.name].doc, noted[node.name].metadata
         self._surgeon, self._body_initializers = other._surgeon, other._body_initializers
         self._has_bodies = other._has_bodies
         kept = onnx.ModelProto()
@@ -631,6 +636,8 @@ def _restore_interface(proto: onnx.ModelProto, side: onnx.ModelProto) -> None:
         for info in exported:
             if info.name in by_name:
                 info.CopyFrom(by_name[info.name])
+    if side.ir_version < OWN_INITIALIZERS:
+        return  # there every initializer was an input, whether or not anybody meant to override it
     present = {i.name for i in proto.graph.input}
     initializers = {t.name: t for t in proto.graph.initializer}
     for info in side.graph.input:

@@ -59,7 +59,7 @@ def compare(expected: Any, got: Any) -> str | None:
         return (
             None
             if difference <= FLOAT_TOLERANCE * largest
-            else f"differs by {difference / max(largest, 1e-300):.2g} of its largest"
+            else f"differs by {difference:.3g}, and its largest element is {largest:.3g}"
         )
     equal = float((expected == got).mean())
     return None if equal >= INTEGER_AGREEMENT else f"agrees in {equal:.1%} of its elements"

@@ -25,6 +25,7 @@ NEVER = frozenset(
         "RandomUniformLike",
         "Multinomial",
         "Bernoulli",
+        "Dropout",  # remove-dropout tells whether it drops
         "QuantizeLinear",
         "DequantizeLinear",
         "DynamicQuantizeLinear",

@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Constant, Graph, Node, Tensor, input_at, value
+from onnxq.graph import ONNX_DOMAINS, Constant, Node, Tensor, input_at, value
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
-Dims = list[int | None]
+Dims = list[int | str | None]  # a number, the symbol of an unknown one, or None
 KEEPS = ("Cast", "Identity", "Unsqueeze", "Squeeze")
+EXACT = ("int32", "int64", "float32", "float64")  # types that hold every dimension; a boolean does not
 ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}
 
 
@@ -24,7 +25,8 @@ class FoldShapes(Pass):
     Result:  %3 = Use(3)
     Given:   %4 = Concat(N, -1);  %5 = Reshape(%0, %4)                        %0 of known size but for N
     Result:  %5 = Reshape(%0, [-1, 192])
-    Refused: a dimension that is needed is unknown; more than one is unknown in a Reshape.
+    Refused: a dimension that is needed is unknown; more than one is unknown in a Reshape, or the one is not the batch of
+             %0 and another is -1.
     """
 
     name: ClassVar[str] = "fold-shapes"
@@ -34,33 +36,46 @@ class FoldShapes(Pass):
         known: dict[int, Dims] = {}
         folded = 0
         for node in graph.nodes:
-            dims = _evaluate(node, known)
-            if dims is None:
+            dims, result = _evaluate(node, known), node.outputs[0] if node.outputs else None
+            if dims is None or result is None or not _holds(result, len(dims)):
                 continue
-            known[id(node.outputs[0])] = dims
-            result = node.outputs[0]
-            if None in dims or graph.is_output(result) or not result.outputs:
+            known[id(result)] = dims
+            if not _all_known(dims) or graph.is_output(result) or not result.outputs:
                 continue
-            scalar = result.shape is not None and len(result.shape) == 0
-            if result.shape is None or len(result.shape) > 1 or (scalar and len(dims) != 1):
-                continue
-            dtype = np.int64 if result.dtype is None or isinstance(result.dtype, int) else result.dtype
-            values = np.array(dims, dtype).reshape(() if scalar else (-1,))
+            values = np.array(dims, result.dtype).reshape(-1 if result.shape else ())
             graph.replace_uses(result, graph.constant(result.name, values))
             folded += 1
-        folded += sum(_fold_reshape(graph, node, known) for node in graph.find("Reshape"))
+        folded += sum(_fold_reshape(model, node, known) for node in graph.find("Reshape"))
         if folded:
             graph.cleanup()
         return folded
 
 
+def _all_known(dims: Dims) -> bool:
+    return all(isinstance(d, int) for d in dims)
+
+
+def _is_size(dim: object) -> bool:
+    return isinstance(dim, (int, np.integer)) and int(dim) >= 0
+
+
+def _holds(tensor: Tensor, count: int) -> bool:
+    """Whether the tensor is a list of so many dimensions, or a scalar of one, of a type that holds them."""
+    if tensor.shape is None or tensor.dtype is None or isinstance(tensor.dtype, int):
+        return False
+    fits = len(tensor.shape) == 1 or (not tensor.shape and count == 1)
+    return fits and np.dtype(tensor.dtype).name in EXACT
+
+
 def _evaluate(node: Node, known: dict[int, Dims]) -> Dims | None:
-    """The dimensions that the node's output holds, None where one is unknown; None for a node that is no arithmetic."""
+    """The dimensions that the node's output holds; None for a node that is no arithmetic."""
+    if node.domain not in ONNX_DOMAINS:
+        return None
     if node.op == "Shape":
         shape = node.inputs[0].shape
         if shape is None:
             return None
-        dims: Dims = [int(d) if isinstance(d, (int, np.integer)) and d >= 0 else None for d in shape]
+        dims: Dims = [int(d) if _is_size(d) else d if isinstance(d, str) else None for d in shape]
         return dims[node.attrs.get("start", 0) : node.attrs.get("end", len(dims))]
     operands = [_dims(t, known) for t in node.inputs]
     if not operands or operands[0] is None:
@@ -93,9 +108,8 @@ def _slice(node: Node, dims: Dims) -> Dims | None:
 def _combine(op: np.ufunc, a: Dims, b: Dims) -> Dims | None:
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         return None
-    n = max(len(a), len(b))
-    a, b = a * n if len(a) == 1 else a, b * n if len(b) == 1 else b
-    return [None if x is None or y is None else int(op(x, y)) for x, y in zip(a, b, strict=True)]
+    a, b = a * len(b) if len(a) == 1 else a, b * len(a) if len(b) == 1 else b
+    return [int(op(x, y)) if isinstance(x, int) and isinstance(y, int) else None for x, y in zip(a, b, strict=True)]
 
 
 def _dims(tensor: Tensor, known: dict[int, Dims]) -> Dims | None:
@@ -107,36 +121,28 @@ def _dims(tensor: Tensor, known: dict[int, Dims]) -> Dims | None:
     return None
 
 
-def _fold_reshape(graph: Graph, node: Node, known: dict[int, Dims]) -> int:
+def _fold_reshape(model: Model, node: Node, known: dict[int, Dims]) -> int:
     """A target shape with one unknown dimension: that one becomes -1, and the -1 among the others is computed."""
     target = input_at(node, 1)
     if target is None or isinstance(target, Constant) or id(target) not in known or node.attrs.get("allowzero", 0):
         return 0
-    dims = list(known[id(target)])
-    shape = node.inputs[0].shape
-    if dims.count(None) != 1 or 0 in dims:
+    dims, shape = list(known[id(target)]), node.inputs[0].shape
+    unknown = [k for k, d in enumerate(dims) if not isinstance(d, int)]
+    if len(unknown) != 1 or 0 in dims:
+        if unknown:
+            model.refuse(node, "more than one dimension of its target is unknown, or one is copied")
         return 0
     if -1 in dims:
-        unknown = [d for d in shape or [None, None] if not isinstance(d, (int, np.integer))]
-        if shape is None or len(unknown) != 1 or dims.index(None) != 0 or isinstance(shape[0], (int, np.integer)):
-            return 0  # the unknown must be the batch, in and out, for the rest to be computed without it
-        rest = int(np.prod([int(d) for d in shape if isinstance(d, (int, np.integer))]))
-        others = int(np.prod([d for d in dims if d is not None and d > 0]))
-        if rest % others or not _same_batch(node, target, known):
+        batch = dims[unknown[0]]
+        if not batch or shape is None or [d for d in shape if not _is_size(d)] != [batch]:
+            model.refuse(node, "the unknown dimension of its target is not the one of its input, and another is -1")
+            return 0
+        rest = int(np.prod([d for d in shape if d != batch]))
+        others = int(np.prod([d for d in dims if isinstance(d, int) and d > 0]))
+        if rest % others:
             return 0
         dims[dims.index(-1)] = rest // others
-    dims[dims.index(None)] = -1
+    dims[unknown[0]] = -1
+    graph = model.graph
     graph.set_input(node, 1, graph.constant(target.name, np.array(dims, np.int64)))
     return 1
-
-
-def _same_batch(node: Node, target: Tensor, known: dict[int, Dims]) -> bool:
-    """Whether the unknown first entry of the target comes from the first dimension of some tensor of the same symbol."""
-    source = target.inputs[0] if target.inputs else None
-    while source is not None and source.op in ("Concat", "Cast", "Unsqueeze", "Identity", "Gather", "Slice", "Squeeze"):
-        tensor = source.inputs[0]
-        source = tensor.inputs[0] if tensor.inputs else None
-    if source is None or source.op != "Shape":
-        return False
-    origin, shape = source.inputs[0].shape, node.inputs[0].shape
-    return bool(origin) and bool(shape) and isinstance(origin[0], str) and origin[0] == shape[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,12 +12,14 @@ from onnx import version_converter
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
+RESIZE_OPSET = 11  # the first in which Resize has modes; before, it had those of _keep_sampling
+
 
 @dataclass(frozen=True)
 class RaiseOpset(Pass):
     """Raise the opset to the first that has per-channel DequantizeLinear.
 
-    Given:   opset 8:  %y = Reshape(%x) {shape=[1, -1]}
+    Given:   opset 4:  %y = Reshape(%x) {shape=[1, -1]}
     Result:  opset 13: %y = Reshape(%x, [1, -1])
     Refused: the opset is `version` or newer; the model has local functions; onnx's converter has no adapter for an op (Q
              and DQ of com.microsoft are emitted then, which need opset 10).
@@ -27,10 +30,13 @@ class RaiseOpset(Pass):
 
     def apply(self, model: Model) -> int:
         graph = model.graph
-        if graph.opset >= self.version or graph.functions:
+        if graph.opset >= self.version:
+            return 0
+        if graph.functions:
+            model.refusals.append(("model", "it has local functions, which onnx does not convert"))
             return 0
         proto = graph.to_proto()
-        used = {n.domain for n in proto.graph.node} | {""}
+        used = {n.domain for n in _nodes(proto.graph)} | {""}
         kept = [o for o in proto.opset_import if o.domain in used]
         del proto.opset_import[:]
         proto.opset_import.extend(kept)
@@ -41,6 +47,8 @@ class RaiseOpset(Pass):
         proto.graph.input.extend(inputs)
         try:
             raised = version_converter.convert_version(proto, self.version)
+            if graph.opset < RESIZE_OPSET:
+                _keep_sampling(raised)
             onnx.checker.check_model(raised)
         except Exception as error:  # the converter raises plain RuntimeErrors and its own ConvertError
             why = f"onnx cannot convert opset {graph.opset} to {self.version}: {str(error).splitlines()[0][:200]}"
@@ -49,3 +57,20 @@ class RaiseOpset(Pass):
         raised.ir_version = max(raised.ir_version, 8)
         graph.replace(raised)
         return 1
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the bodies in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in [attribute.g, *attribute.graphs]:
+                yield from _nodes(body)
+
+
+def _keep_sampling(raised: onnx.ModelProto) -> None:
+    """Say on each Resize what Upsample and Resize did before opset 11: onnx's converter leaves it to the newer defaults."""
+    for node in _nodes(raised.graph):
+        if node.op_type == "Resize" and not node.domain:
+            node.attribute.append(onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+            node.attribute.append(onnx.helper.make_attribute("nearest_mode", "floor"))

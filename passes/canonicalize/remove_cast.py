@@ -34,7 +34,7 @@ class RemoveCast(Pass):
             elif model.graph.bypass(node):
                 removed += 1
             else:
-                model.refuse(node, "it joins a graph input or constant to a graph output")
+                model.refuse(node, "both its ends are public")
         return removed
 
 

@@ -15,7 +15,7 @@ class RemoveIdentity(Pass):
 
     Given:   %1 = Identity(%0);  %2 = Relu(%1)
     Result:  %2 = Relu(%0)
-    Refused: both ends are public: a graph input or constant that becomes a graph output.
+    Refused: both its ends are public: a graph input, constant or graph output that becomes a graph output.
     """
 
     name: ClassVar[str] = "remove-identity"
@@ -26,5 +26,5 @@ class RemoveIdentity(Pass):
             if model.graph.bypass(node):
                 removed += 1
             else:
-                model.refuse(node, "it joins a graph input or constant to a graph output")
+                model.refuse(node, "both its ends are public")
         return removed

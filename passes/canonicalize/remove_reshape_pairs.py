@@ -20,7 +20,8 @@ class RemoveReshapePairs(Pass):
     Result:  %2 = Reshape(%0, [-1, 64]);  %3 = Relu(%2)
     Given:   (%0: float32[1, 64])  %1 = Reshape(%0, [1, 64])
     Result:  %0
-    Refused: the first one's result is used elsewhere or is a graph output; the second copies dimensions (0) of the first.
+    Refused: the first one's result is used elsewhere or is a graph output; the second copies dimensions (0) of the first;
+             it keeps the shape and both its ends are public.
     """
 
     name: ClassVar[str] = "remove-reshape-pairs"
@@ -31,18 +32,22 @@ class RemoveReshapePairs(Pass):
             target = value(input_at(node, 1))
             if target is None:
                 continue
-            if _keeps_shape(node) and graph.bypass(node):
+            if _keeps_shape(node):
+                if graph.bypass(node):
+                    changed += 1
+                    continue
+                model.refuse(node, "it keeps the shape and both its ends are public")
+            while (first := _reshaping(graph, node)) is not None:
+                if 0 in target:
+                    model.refuse(node, "it copies a dimension of the tensor between")
+                    break
+                if graph.sole_consumer(first.outputs[0]) is not node:
+                    model.refuse(node, "the tensor between is used elsewhere")
+                    break
+                source = first.inputs[0]
+                graph.remove(first)
+                graph.set_input(node, 0, source)
                 changed += 1
-                continue
-            first = graph.producer(node.inputs[0])
-            if first is None or first.op not in RESHAPING or first.domain:
-                continue
-            if 0 in target:
-                model.refuse(node, "it copies a dimension of the tensor between")
-            elif graph.sole_consumer(first.outputs[0]) is not node:
-                model.refuse(node, "the tensor between is used elsewhere")
-            else:
-                changed += _join(graph, first, node)
         if changed:
             graph.cleanup()
         return changed
@@ -55,6 +60,7 @@ def _keeps_shape(node: Node) -> bool:
     return list(source) == list(result) and sum(not isinstance(d, int) for d in source) <= 1
 
 
-def _join(graph: Graph, first: Node, second: Node) -> int:
-    graph.set_input(second, 0, first.inputs[0])
-    return 1
+def _reshaping(graph: Graph, node: Node) -> Node | None:
+    """The node that makes the input, where it only gives another shape."""
+    first = graph.producer(node.inputs[0])
+    return first if first is not None and first.op in RESHAPING and not first.domain else None

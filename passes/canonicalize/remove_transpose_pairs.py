@@ -28,18 +28,18 @@ class RemoveTransposePairs(Pass):
             if perm is None:
                 model.refuse(node, "its perm is not written out")
                 continue
-            if perm == list(range(len(perm))):
-                if graph.bypass(node):
-                    changed += 1
-                else:
-                    model.refuse(node, "it joins a graph input or constant to a graph output")
-                continue
             first = graph.producer(node.inputs[0])
-            if first is None or first.op != "Transpose" or first.domain or (before := _perm(first)) is None:
+            if first is not None and first.op == "Transpose" and not first.domain and (before := _perm(first)) is not None:
+                perm = [before[k] for k in perm]
+                node.attrs["perm"] = perm
+                graph.set_input(node, 0, first.inputs[0])
+                changed += 1
+            if perm != list(range(len(perm))):
                 continue
-            node.attrs["perm"] = [before[k] for k in perm]
-            graph.set_input(node, 0, first.inputs[0])
-            changed += 1
+            if graph.bypass(node):
+                changed += 1
+            else:
+                model.refuse(node, "nothing is left of it and both its ends are public")
         if changed:
             graph.cleanup()
         return changed

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxq.graph import batchnorm_affine
+import numpy as np
+
+from onnxq.graph import batchnorm_affine, is_float32
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
@@ -17,7 +19,7 @@ class FoldBatchnorm(Pass):
     Given:   (%0: float32[N, C, ...])  %1 = BatchNormalization(%0, gamma, beta, mean, var)
     Result:  %2 = Mul(%0, s);  %1 = Add(%2, beta - mean * s)        s = gamma / sqrt(var + epsilon), shaped (C, 1, ...)
     Refused: it follows a Conv, Gemm or MatMul that only it reads (another pass folds it there); it trains; a parameter is
-             computed; the rank of %0 is unknown.
+             computed; the rank of %0 is unknown; %0 is not float32 (two roundings of float16 would show).
     """
 
     name: ClassVar[str] = "fold-batchnorm"
@@ -36,10 +38,12 @@ class FoldBatchnorm(Pass):
             if shape is None or len(shape) < 2:
                 model.refuse(node, "the rank of its input is unknown")
                 continue
-            wide, dtype = (-1, *[1] * (len(shape) - 2)), node.inputs[1].dtype
-            source, result = node.inputs[0], node.outputs[0]
-            factor = graph.constant(f"{node.name}_scale", affine[0].reshape(wide).astype(dtype))
-            shift = graph.constant(f"{node.name}_shift", affine[1].reshape(wide).astype(dtype))
+            if not is_float32(node.inputs[0]):
+                model.refuse(node, "its input is not known to be float32")
+                continue
+            source, result, wide = node.inputs[0], node.outputs[0], (-1, *[1] * (len(shape) - 2))
+            factor = graph.constant(f"{node.name}_scale", affine[0].reshape(wide).astype(np.float32))
+            shift = graph.constant(f"{node.name}_shift", affine[1].reshape(wide).astype(np.float32))
             scaled = graph.variable(f"{result.name}_scaled", result.dtype, result.shape)
             graph.remove(node)
             graph.insert("Mul", [source, factor], [scaled], name=f"{node.name}_mul")

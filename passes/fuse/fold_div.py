@@ -11,6 +11,8 @@ from onnxq.graph import is_float32, value
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
+ROUNDING = ("Cast", "Ceil", "Floor", "Round")
+
 
 @dataclass(frozen=True)
 class FoldDiv(Pass):
@@ -18,7 +20,8 @@ class FoldDiv(Pass):
 
     Given:   %1 = Div(%0, c)
     Result:  %1 = Mul(%0, 1 / c)
-    Refused: the divisor is computed, or is not float32; 1 / c is not finite and normal.
+    Refused: the divisor is computed, or is not float32; 1 / c is not finite and normal; the quotient is rounded next, and c
+             is no power of two.
     """
 
     name: ClassVar[str] = "fold-div"
@@ -34,6 +37,10 @@ class FoldDiv(Pass):
                 inverse = (1.0 / constant.astype(np.float64)).astype(np.float32)
             if not np.isfinite(inverse).all() or (np.abs(inverse) < np.finfo(np.float32).tiny).any():
                 model.refuse(node, "the inverse of what it divides by is not finite and normal")
+                continue
+            exact = (np.abs(np.frexp(constant)[0]) == 0.5).all()
+            if not exact and any(r.op in ROUNDING for r in node.outputs[0].outputs):
+                model.refuse(node, "its result is rounded, where the last bit decides")
                 continue
             graph.set_input(node, 1, graph.constant(f"{node.inputs[1].name}_inverse", inverse))
             node.op = "Mul"

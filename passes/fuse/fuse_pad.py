@@ -25,14 +25,15 @@ class FusePad(Pass):
     Given:   %1 = Pad(%0, ..., -inf, or 0 after a Relu);  %2 = MaxPool(%1)
     Result:  %2 = MaxPool(%0) {pads}
     Refused: the Pad reflects or repeats, crops, pads batch or channels, or pads with another value; its result is used
-             elsewhere or is a graph output; the pool already pads, rounds up, or a window would lie wholly in the padding.
+             elsewhere or is a graph output; the pool already pads, rounds up, or gives indices; a window would lie wholly in
+             the padding, as that of a dilated pool may.
     """
 
     name: ClassVar[str] = "fuse-pad"
 
     def apply(self, model: Model) -> int:
         graph, fused = model.graph, 0
-        for pad in graph.find("Pad"):
+        for pad in reversed(graph.find("Pad")):  # of two in a row, the second first
             reader = graph.sole_consumer(pad.outputs[0])
             if reader is None or reader.op not in READERS or reader.domain or reader.inputs[0] is not pad.outputs[0]:
                 continue
@@ -97,11 +98,15 @@ def _refusal(graph: Graph, pad: Node, reader: Node, pads: list[int]) -> str:
     kernel = [int(k) for k in reader.attrs["kernel_shape"]]
     if any(reader.attrs.get("pads", [])) or reader.attrs.get("ceil_mode", 0):
         return f"{reader.name} pads already, or rounds up"
-    if any(p >= k for p, k in zip(pads[2:rank] + pads[rank + 2 :], kernel * 2, strict=True)):
+    if len(reader.outputs) > 1 and (graph.readers(reader.outputs[1]) or graph.is_captured(reader.outputs[1])):
+        return f"the indices that {reader.name} gives are used"
+    if any(d != 1 for d in reader.attrs.get("dilations", [])) or any(
+        p >= k for p, k in zip(pads[2:rank] + pads[rank + 2 :], kernel * 2, strict=True)
+    ):
         return "a window would lie wholly in the padding"
     if reader.op == "AveragePool":
         return "" if filler == 0 else f"it pads with {filler}, an AveragePool with 0"
     maker = graph.producer(pad.inputs[0])
-    if filler == -np.inf or (filler == 0 and maker is not None and maker.op == "Relu"):
+    if filler == -np.inf or (filler == 0 and maker is not None and maker.op == "Relu" and not maker.domain):
         return ""
     return f"it pads with {filler}, which a MaxPool would not ignore"

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Node, input_at, value
+from onnxq.graph import Graph, Node, input_at, is_float32, value
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
@@ -20,7 +20,8 @@ class FuseReducemean(Pass):
     Result:  %1 = GlobalAveragePool(%0)
     Given:   keepdims=0
     Result:  %2 = GlobalAveragePool(%0);  %1 = Flatten(%2)
-    Refused: the axes are computed, or are not exactly the spatial ones; the rank is unknown or below 3.
+    Refused: the axes are computed, or are not exactly the spatial ones; the rank is unknown or below 3; %0 is not float32;
+             it is a mean or variance of a normalization, which runtimes know by its ReduceMean.
     """
 
     name: ClassVar[str] = "fuse-reducemean"
@@ -36,6 +37,12 @@ class FuseReducemean(Pass):
             if axes is None or sorted(a % len(shape) for a in axes) != list(range(2, len(shape))):
                 model.refuse(node, "its axes are not the spatial ones")
                 continue
+            if not is_float32(node.inputs[0]):
+                model.refuse(node, "its input is not known to be float32")
+                continue
+            if _normalizes(graph, node):
+                model.refuse(node, "it is part of a normalization")
+                continue
             source, result = node.inputs[0], node.outputs[0]
             keep = node.attrs.get("keepdims", 1)
             graph.remove(node)
@@ -49,6 +56,14 @@ class FuseReducemean(Pass):
         if fused:
             graph.cleanup()
         return fused
+
+
+def _normalizes(graph: Graph, node: Node) -> bool:
+    """Whether the mean is subtracted from what it is the mean of, or is one of squares."""
+    source, maker = node.inputs[0], graph.producer(node.inputs[0])
+    if any(r.op == "Sub" and r.inputs[0] is source for r in node.outputs[0].outputs):
+        return True
+    return maker is not None and (maker.op == "Pow" or (maker.op == "Mul" and maker.inputs[0] is maker.inputs[1]))
 
 
 def _axes(node: Node) -> list[int] | None:
