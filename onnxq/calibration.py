@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        from onnxq.report import write_whole
+        from onnxq.files import write_whole
 
         header = {
             "schema": SCHEMA,
@@ -74,25 +75,27 @@ class Calibration:
         try:
             with zipfile.ZipFile(path) as archive:
                 header = json.loads(archive.read("header.json"))
-                if header.get("schema") != SCHEMA:
+                if header["schema"] != SCHEMA:
                     raise CalibrationError(
-                        f"{path} has schema {header.get('schema')}, this onnxq reads {SCHEMA}; calibrate again"
+                        f"{path} has schema {header['schema']}, this onnxq reads {SCHEMA}; calibrate again"
                     )
                 arrays = _parts(archive.read("sketches.npz"))
                 probes = _parts(archive.read("probes.npz"))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            if isinstance(error, CalibrationError):
-                raise
-            raise CalibrationError(f"{path} is no readable calibration file: {error}") from error
-        return cls(
-            sketches={name: TensorSketch.from_arrays(arrays[k]) for k, name in enumerate(header["tensors"])},
-            samples=header["samples"],
-            probes=[probes[k] for k in range(header["probes"])],
-            feed_hashes=header["feed_hashes"],
-            source_hash=header["source_hash"],
-            graph_hash=header["graph_hash"],
-            versions=header["versions"],
-        )
+            return cls(
+                sketches={name: TensorSketch.from_arrays(arrays[k]) for k, name in enumerate(header["tensors"])},
+                samples=header["samples"],
+                probes=[probes[k] for k in range(header["probes"])],
+                feed_hashes=header["feed_hashes"],
+                source_hash=header["source_hash"],
+                graph_hash=header["graph_hash"],
+                versions=header["versions"],
+            )
+        except CalibrationError:
+            raise
+        except (OSError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise CalibrationError(
+                f"{path} is no readable calibration file: {error}; make it with onnxq calibrate"
+            ) from error
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -128,7 +131,7 @@ def collect(
     found = Calibration(sketches={name: TensorSketch(axis) for name, axis in tensors.items()})
     probes: dict[str, Feed] = {}
     for k, sample in enumerate(samples):
-        values = {**session.run(sample.feed), **{n: a for n, a in sample.feed.items() if n in inputs}}
+        values = {**session.run(sample.feed, sample.where), **{n: a for n, a in sample.feed.items() if n in inputs}}
         for name, sketch in found.sketches.items():
             if values[name].dtype.kind == "f":
                 sketch.update(values[name], k)

@@ -36,7 +36,9 @@ Data = Annotated[str | None, typer.Option("--data", metavar="DATA", help=DATA_HE
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 MaxSamples = Annotated[int | None, typer.Option("--max-samples", min=1, help="Use at most so many samples.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime; 0: all cores, and 1 for timing.")]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, max=1024, help="Threads of the runtime; 0: all cores, and 1 for timing.")
+]
 Provider = Annotated[str | None, typer.Option("--provider", help="Execution provider to validate on, e.g. cpu, openvino.")]
 Metric = Annotated[str | None, typer.Option("--metric", metavar="MODULE:FUNCTION", help="metric(run, samples) -> float.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
@@ -344,13 +346,13 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _check_report(path: Path | None, force: bool) -> None:
-    from onnxq.report import check_writable
+    from onnxq.files import check_writable
 
     if path is not None:
-        check_writable(path, None, force)
+        check_writable(path, force)
 
 
 def _write(path: Path, text: str) -> None:
-    from onnxq.report import write_whole
+    from onnxq.files import write_whole
 
     write_whole(path, text.encode())

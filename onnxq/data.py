@@ -348,7 +348,8 @@ def _load_image(file: Path, size: tuple[int, int], options: ImageOptions, info: 
     try:
         with Image.open(file) as image:
             pixels = np.asarray(
-                image.convert("L" if channels == 1 else "RGB").resize(size[::-1], Image.Resampling.BILINEAR), np.float32
+                image.convert("L" if channels == 1 else "RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR),
+                np.float32,
             )
     except Exception as error:  # OSError, and SyntaxError, ValueError, struct.error and more at damaged files
         raise DataError(f"{file} is no readable image: {error}; mend it or leave it out") from error

@@ -147,7 +147,12 @@ class Graph:
         _refuse_type_attributes(proto)
         proto = _loaded(proto, folder)
         names = _unique_names(proto)
-        surgeon = gs.import_onnx(proto)
+        try:
+            surgeon = gs.import_onnx(proto)
+        except Exception as error:  # graphsurgeon has no errors of its own: whatever broke, the model is not one it knows
+            raise ModelError(
+                f"the graph cannot be read: {type(error).__name__}: {error}; check it with onnx.checker"
+            ) from error
         _adopt(surgeon, in_body=False)
         for part in surgeon.subgraphs(recursive=True):
             _adopt(part, in_body=True)

@@ -76,6 +76,7 @@ class Reason(Enum):
     NO_STATISTICS = "its activations were never seen in calibration"
     DEGENERATE = "its activations are constant"
     IN_BODY = "it is in a body of a control-flow node"
+    CAPTURED = "only a body of a control-flow node reads its result"
 
 
 @dataclass(frozen=True)
@@ -190,17 +191,21 @@ class Model:
         ]
         result = graph.variable(f"{base}_DequantizeLinear_Output", np.float32, codes.shape)
         attrs = {"axis": params.granularity.axis} if isinstance(params.granularity, PerAxis) else {}
-        self.quantized_inputs.difference_update(self.readers(tensor))
-        graph.replace_uses(tensor, result)
+        nodes = {n.name: n for n in tensor.outputs}
+        for name, index in self.quantized_inputs.intersection(self.readers(tensor)):
+            graph.set_input(nodes[name], index, result)  # who reads it in float goes on reading the float constant
+            self.quantized_inputs.discard((name, index))
         name = f"{base}_DequantizeLinear"
         graph.insert("DequantizeLinear", inputs, [result], attrs, name=name, domain=self.qdq_domain)
 
     def absorbed(self, node: Node) -> Tensor:
         """The tensor in which a node's result leaves it: its output, or that of the activation that its Q takes in.
 
-        A Relu can vanish into the Q after it, and so can a Clip of constant bounds with 0 between them.
+        A Relu can vanish into the Q after it, and so can a Clip of constant bounds with 0 between them. An Add of a bias
+        belongs to its MatMul.
         """
-        result = node.outputs[0]
+        bias = self.bias_of(node)
+        result = node.outputs[0] if bias is None else bias[0].outputs[0]
         reader = self.graph.sole_consumer(result)
         if reader is None or reader.op not in self.target.absorbed or reader.domain:
             return result
@@ -209,6 +214,16 @@ class Model:
             if low is None or high is None or low > 0 or high < 0:
                 return result
         return reader.outputs[0]
+
+    def bias_of(self, node: Node) -> tuple[Node, int] | None:
+        """Who reads the quantized bias of a compute node: itself, or the Add after a MatMul, and at which input."""
+        if (node.name, 2) in self.quantized_inputs:
+            return node, 2
+        add = self.graph.sole_consumer(node.outputs[0]) if node.op == "MatMul" else None
+        for index in (0, 1):
+            if add is not None and add.op == "Add" and isinstance(self.specs.get(add.inputs[index].name), Derived):
+                return add, index
+        return None
 
     def compute_nodes(self) -> Iterator[Node]:
         """The nodes that can start an integer region on the target: Conv, MatMul, Gemm."""

@@ -255,6 +255,8 @@ def observer(text: str) -> Observer:
     kinds = registry()
     if name not in kinds:
         raise RecipeError(f"unknown observer {name}; {nearest(name, kinds)}")
+    if ("{" in text) != text.endswith("}") or text.count("{") > 1:
+        raise RecipeError(f"observer {text} is cut short; options stand in braces: {name}{{option=number}}")
     kind, options = kinds[name], {}
     known = {f.name: f.type for f in fields(kind)}
     for part in filter(None, rest.removesuffix("}").split(",")):

@@ -17,12 +17,13 @@ from onnxq import passes as p
 from onnxq.calibration import Calibration, hash_of_model
 from onnxq.data import ImageOptions, Samples, load_function, open_samples
 from onnxq.errors import CalibrationError, DataError, RecipeError, nearest
+from onnxq.files import check_writable
 from onnxq.graph import Graph
 from onnxq.model import Model, State, verify
 from onnxq.passmanager import Pass, PassManager, PassRecord
 from onnxq.recipe import Recipe
 from onnxq.recipe import load as load_recipe
-from onnxq.report import Report, check_writable
+from onnxq.report import Report
 from onnxq.runtime import Session, TensorInfo
 from onnxq.source import Source, load_source, save
 
@@ -108,7 +109,9 @@ def quantize(
     source = load_source(model)
     out = None if output is None else Path(output)
     if out is not None:
-        check_writable(out, source.path, force)
+        check_writable(out, force, source.files)
+    if not validate and (chosen.gates.max_drop is not None or chosen.gates.min_speedup is not None):
+        raise RecipeError("a gate needs the comparison with the float model: leave --no-validate out")
     score = load_function(metric) if isinstance(metric, str) else metric
     prepared = _prepare(
         source, data, chosen, calibration=calibration, max_samples=max_samples, images=images, threads=threads,
@@ -149,7 +152,7 @@ def calibrate(
     source = load_source(model)
     out = None if output is None else Path(output)
     if out is not None:
-        check_writable(out, source.path, force)
+        check_writable(out, force, source.files)
     prepared = _prepare(
         source, data, chosen, max_samples=max_samples, images=images, threads=threads, progress=progress
     )  # fmt: skip

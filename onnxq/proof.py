@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.errors import ModelError
+from onnxq.errors import ModelError, OutputError
+from onnxq.files import write_whole
 from onnxq.model import Model
-from onnxq.report import write_whole
 from onnxq.runtime import Session
 from onnxq.text import to_text
 
@@ -70,7 +70,10 @@ def dumper(folder: str | Path | None) -> Callable[[str, Model], None] | None:
     if folder is None:
         return None
     root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the dump folder {root} cannot be made: {error.strerror}; give another name") from error
     count = 0
 
     def dump(name: str, model: Model) -> None:

@@ -27,6 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxq.errors import RecipeError, nearest
 
+NEEDED = ("collect-statistics", "choose-ranges", "choose-weight-ranges", "quantize-biases", "quantize-weights", "insert-qdq")
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +49,7 @@ class Gates(_Strict):
 
 
 class Recipe(_Strict):
-    schema_: Literal[1] = Field(1, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     target: str = "host"
     observer: str = "mse"
     exclude: tuple[str, ...] = ()
@@ -77,7 +79,7 @@ def load(path: str | Path | None, **overrides: Any) -> Recipe:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RecipeError(f"{where} cannot be read: {error}") from error
     gates = {k: v for k, v in overrides.pop("gates", {}).items() if v is not None}
-    if gates:
+    if gates and isinstance(data.get("gates", {}), dict):
         data["gates"] = {**data.get("gates", {}), **gates}
     data.update({k: v for k, v in overrides.items() if v is not None})
     try:
@@ -111,6 +113,8 @@ def _check_names(recipe: Recipe) -> None:
     for override in recipe.override:
         observer(override.observer)
     for name in recipe.passes:
+        if name in NEEDED and recipe.options(name) is None:
+            raise RecipeError(f"pass {name} cannot be left out: what comes after needs it")
         if name not in PASSES:
             raise RecipeError(f"unknown pass {name}; {nearest(name, PASSES)}")
         PASSES[name].with_options(recipe.options(name) or {})

@@ -1,18 +1,15 @@
-"""Report: what a quantization did, as a terminal page and as JSON; and writing files whole or not at all."""
+"""Report: what a quantization did, as a terminal page and as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.audit import KernelCount
-from onnxq.errors import OutputError
 from onnxq.model import Entry, State
 from onnxq.passmanager import PassRecord
 from onnxq.validation import Accuracy, Comparison, Latency
@@ -141,38 +138,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)  # JSON has no infinity
     return getattr(value, "value", value)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all. Raises OutputError."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def check_writable(path: Path, source: Path | None, force: bool) -> None:
-    """Refuse early what could not be written at the end. Raises OutputError."""
-    if source is not None and path.exists() and source.exists() and path.samefile(source):
-        raise OutputError(f"the output {path} is the input model; give another name")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists; give --force to replace it, or another name")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"the folder {path.parent} is not writable; give another")
 
 
 def to_plain_json(record: Any) -> str:

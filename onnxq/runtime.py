@@ -49,18 +49,22 @@ class Session:
             with _loadable(model) as source:
                 self._session = ort.InferenceSession(source, options, providers=[provider])
         except Exception as error:  # onnxruntime raises a class of its own for each status code
-            raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+            name = f"{model}" if isinstance(model, (str, Path)) else "the model"
+            raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
         self.inputs = [_info(i) for i in self._session.get_inputs()]
         self.outputs = [_info(o) for o in self._session.get_outputs()]
         self._names = [o.name for o in self.outputs]
 
-    def run(self, feed: Feed) -> dict[str, Any]:
-        """Every output by its name. Entries of the feed that are no inputs (labels) are left out."""
+    def run(self, feed: Feed, where: str = "a sample") -> dict[str, Any]:
+        """Every output by its name. Entries of the feed that are no inputs are left out; `where` is for messages."""
         wanted = {i.name: feed[i.name] for i in self.inputs if i.name in feed}
         try:
             results = self._session.run(None, wanted)
         except Exception as error:
-            raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+            raise ModelError(
+                f"onnxruntime cannot run the model on {where}: {_first_line(error)}; "
+                "check this sample against the model's inputs"
+            ) from error
         return dict(zip(self._names, results, strict=True))
 
 
@@ -155,12 +159,11 @@ def optimized(model: onnx.ModelProto | str | Path, provider: str = CPU) -> onnx.
 
 def check_provider(name: str) -> str:
     """The provider's full name; `cpu`, `openvino` and the like are understood. Raises RecipeError when it is not here."""
-    available = ort.get_available_providers()
+    short = {p.lower().removesuffix("executionprovider"): p for p in ort.get_available_providers()}
     wanted = name.lower().removesuffix("executionprovider")
-    for provider in available:
-        if provider.lower().removesuffix("executionprovider") == wanted:
-            return provider
-    raise RecipeError(f"onnxruntime {ort.__version__} here has no provider {name}; {nearest(name, available)}")
+    if wanted not in short:
+        raise RecipeError(f"onnxruntime {ort.__version__} here has no provider {name}; {nearest(wanted, short)}")
+    return short[wanted]
 
 
 def time_paired(

@@ -32,7 +32,8 @@ def rows_of_weight(node: Node, weight: Array) -> Array:
 
 
 def is_depthwise(node: Node, weight: Array) -> bool:
-    return node.op == "Conv" and weight.shape[1] == 1 and int(node.attrs.get("group", 1)) > 1
+    """Whether the Conv has one input and one output channel a group; any other group is a matrix product."""
+    return node.op == "Conv" and weight.shape[1] == 1 and weight.shape[0] == int(node.attrs.get("group", 1))
 
 
 def can_saturate(codes: Array) -> Array:

@@ -212,7 +212,8 @@ class TensorSketch:
             return Histogram(np.zeros(0), np.zeros(0), np.zeros(0))
         lower, upper, count = np.concatenate(lowers), np.concatenate(uppers), np.concatenate(counts)
         order = np.argsort(lower, kind="stable")
-        clamp = lambda edges: np.clip(edges[order], self.minimum, self.maximum)  # noqa: E731
+        low, high = (0.0 if abs(end) < np.finfo(np.float32).tiny else end for end in (self.minimum, self.maximum))
+        clamp = lambda edges: np.clip(edges[order], low, high)  # noqa: E731
         return Histogram(clamp(lower), clamp(upper), count[order])
 
     def to_arrays(self) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import set_external_data
 
 from onnxq.errors import ModelError, OutputError, UnsupportedModelError
-from onnxq.report import write_whole
+from onnxq.files import write_whole
 from onnxq.runtime import LARGEST_IN_MEMORY
 
 SMALLEST_BESIDE = 1024  # bytes of a tensor that goes into the file of weights
@@ -38,11 +38,20 @@ class Source:
     @property
     def size(self) -> int:
         """Bytes of the model with its external data."""
+        return self.proto.ByteSize() + sum(p.stat().st_size for p in self.beside if p.is_file())
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that the model is read from."""
+        return [*([self.path] if self.path else []), *self.beside]
+
+    @property
+    def beside(self) -> list[Path]:
+        """The files that hold its external data."""
         if self.folder is None:
-            return self.proto.ByteSize()
+            return []
         places = {e.value for t in self.proto.graph.initializer for e in t.external_data if e.key == "location"}
-        beside = sum((self.folder / p).stat().st_size for p in places if (self.folder / p).is_file())
-        return self.proto.ByteSize() + beside
+        return [self.folder / p for p in sorted(places)]
 
 
 def load_source(model: str | Path | bytes | onnx.ModelProto) -> Source:
@@ -81,8 +90,9 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
         raise ModelError(
             f"{where} is not an ONNX file, or is truncated: {error}; copy it or export the model again"
         ) from error
-    if not proto.graph.node or not proto.opset_import:
-        missing = "graph" if not proto.graph.node else "operator set"
+    parts = {"graph": proto.graph.node, "outputs": proto.graph.output, "operator set": proto.opset_import}
+    missing = next((name for name, part in parts.items() if not part), None)
+    if missing is not None:
         raise ModelError(f"{where} is not an ONNX model, or is truncated: it has no {missing}; export the model again")
     return proto
 

@@ -127,7 +127,7 @@ def accuracy(
     columns = [_Column() for _ in sessions]
     count, labelled = 0, True
     for sample in samples:
-        results = [s.run(sample.feed) for s in sessions]
+        results = [s.run(sample.feed, sample.where) for s in sessions]
         labelled = labelled and sample.label is not None
         for column, result in zip(columns, results, strict=True):
             _tally(column, results[0], result)
@@ -140,7 +140,7 @@ def accuracy(
     half_width = None
     if metric is not None:
         pairs = [(s.feed, s.label) for s in samples]
-        metrics = [{"metric": float(metric(s.run, pairs))} for s in sessions]
+        metrics = [{"metric": _number(metric(s.run, pairs))} for s in sessions]
     elif labelled:
         hits = [np.concatenate(c.hits) for c in columns]
         for scores, column, hit in zip(metrics, columns, hits, strict=True):
@@ -153,6 +153,13 @@ def accuracy(
         Scores(m, {name: t.distance() for name, t in c.tallies.items()}) for m, c in zip(metrics, columns, strict=True)
     ]
     return Accuracy(data, count, scores[0], scores[1], scores[2], half_width)
+
+
+def _number(result: Any) -> float:
+    try:
+        return float(result)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the metric gave {str(result)[:80]!r}; it must give one number, higher is better") from error
 
 
 def _tally(column: _Column, reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> None:
@@ -170,6 +177,11 @@ def _score(column: _Column, result: Mapping[str, np.ndarray], sample: Sample) ->
             "give --metric module:function for anything but classification"
         )
     scores = scores.reshape(label.size, -1)
+    if label.dtype.kind not in "iu" or label.min() < 0 or label.max() >= scores.shape[1]:
+        raise DataError(
+            f"{sample.where}: the label {label.tolist()} is no class of 0 to {scores.shape[1] - 1}; store class numbers as "
+            "integers, or give --metric module:function"
+        )
     column.hits.append(scores.argmax(1) == label)
     if scores.shape[1] >= 10:
         column.top5.append((np.argsort(-scores, 1, kind="stable")[:, :5] == label[:, None]).any(1))
@@ -260,12 +272,12 @@ def missed_gates(
         drop = None if accuracy is None else accuracy.drop
         if drop is None:
             raise RecipeError("max-drop needs a metric: give data with labels, or --metric, and no --no-validate")
-        if drop > max_drop:
+        if not drop <= max_drop:  # a NaN is no pass
             missed.append(f"the drop of {drop:.2f} is over --max-drop {max_drop:g}")
     if min_speedup is not None:
         if latency is None:
             raise RecipeError("min-speedup needs the latency to be measured: leave --no-validate out")
-        if latency.speedup[0] < min_speedup:
+        if not latency.speedup[0] >= min_speedup:
             missed.append(f"the speedup of {latency.speedup[0]:.2f} is under --min-speedup {min_speedup:g}")
     return missed
 
@@ -299,6 +311,8 @@ def validate(
     names = [[o.name for o in s.outputs] for s in (sessions[0], sessions[2])]
     if names[0] != names[1]:
         raise DataError(f"the models have other outputs: {names[0]} and {names[1]}; they are not a pair")
+    if [i.name for i in sessions[0].inputs] != [i.name for i in sessions[2].inputs]:
+        raise DataError("the models have other inputs; they are not a pair")
     samples = open_samples(data, sessions[0].inputs, images=images, limit=max_samples)
     score = load_function(metric) if isinstance(metric, str) else metric
     found = accuracy(sessions, samples, data="given", metric=score, progress=progress, total=samples.length)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from onnxq.data import ImageOptions, Samples, load_function, open_samples
 from onnxq.errors import DataError, RecipeError
+from onnxq.runtime import Session
 from tests import tiny
 
 X, SHIFT, LABELS = tiny.rows(), tiny.rows(seed=2), np.arange(8) % 3
@@ -23,7 +24,7 @@ FOURS, CONV = tiny.inputs(tiny.DENSE_IN_FOURS), tiny.inputs(tiny.CONV)
 def check(
     samples: Samples,
     feeds: Sequence[dict[str, np.ndarray]],
-    labels: Sequence[Any] | None = None,
+    labels: Sequence[Any] | np.ndarray | None = None,
     length: int | None = None,
 ) -> None:
     """The samples are these feeds, with these labels, as often as they are read; also where a reading was cut short."""
@@ -463,8 +464,6 @@ def test_inputs_of_any_name_and_strings_are_kept() -> None:
         "tiny (string[N] words, float[N, 4] x) => (string[N] w, float[N, 4] y) { w = Identity (words) y = Relu (x) }"
     )
     proto.graph.input[1].name = proto.graph.node[1].input[0] = "scope/file:0"
-    from onnxq.runtime import Session
-
     inputs = Session(proto, threads=1).inputs
     words = np.array(["one", "three"], object)
     (sample,) = open_samples(iter([{"words": words, "scope/file:0": X[:2]}]), inputs)

@@ -173,7 +173,9 @@ def test_a_4_bit_constant_can_be_made() -> None:
     graph = Graph.from_proto(parse(CHAIN))
     tensor = helper.make_tensor("w4", TensorProto.INT4, [3], [1, -8, 7])
     constant = Constant("w4", lazily(tensor))
-    node = graph.insert("DequantizeLinear", [constant, graph.constant("s", np.float32(0.5))], [graph.variable("d")])
+    node = graph.insert(
+        "DequantizeLinear", [constant, graph.constant("s", np.array(0.5, np.float32))], [graph.variable("d")]
+    )
     graph.outputs.append(node.outputs[0])
     (kept,) = [t for t in graph.to_proto().graph.initializer if t.name == "w4"]
     assert numpy_helper.to_array(kept).astype(np.int32).tolist() == [1, -8, 7]

@@ -232,7 +232,7 @@ def test_nothing_is_written_where_something_exists(tmp_path: Path) -> None:
     out.write_text("precious")
     with pytest.raises(OutputError, match="--force"):
         onnxq.quantize(source, feeds, output=out)
-    with pytest.raises(OutputError, match="is the input model"):
+    with pytest.raises(OutputError, match="is the input model, or its data"):
         onnxq.quantize(source, feeds, output=source, force=True)
     assert out.read_text() == "precious"
     onnxq.quantize(source, feeds, output=out, force=True, validate=False)

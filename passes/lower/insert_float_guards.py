@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxq.graph import Constant, input_at
+from onnxq.graph import Constant, Tensor, input_at
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
@@ -20,8 +20,9 @@ class InsertFloatGuards(Pass):
     Result:  %1 = DequantizeLinear(...);  %4 = Conv(%1, W);  %2 = LeakyRelu(%4) {alpha=1};  %3 = QuantizeLinear(%2, ...)
     Refused: W is dequantized (the layer is integer) or computed; %2 has another reader than the QuantizeLinear.
 
-    From version 1.23 on the runtime gives such a float weight int8 codes of its own, one scale for the tensor. LeakyRelu
-    with slope 1 is the identity, is no pattern of the runtime's quantizer, and is fused into the float kernel.
+    From version 1.23 on the runtime gives such a float weight int8 codes of its own, one scale for the tensor, and it sees
+    through what moves data (pools, reshapes) on either side and through Relu and Clip. LeakyRelu with slope 1 is the
+    identity, is no pattern of the runtime's quantizer, and is fused into a float Conv's kernel.
     """
 
     name: ClassVar[str] = "insert-float-guards"
@@ -29,11 +30,9 @@ class InsertFloatGuards(Pass):
     def apply(self, model: Model) -> int:
         graph, inserted = model.graph, 0
         for node in graph.find(*QUANTIZED_BY_THE_RUNTIME):
-            maker = graph.producer(node.inputs[0])
-            reader = graph.sole_consumer(node.outputs[0])
-            if not isinstance(input_at(node, 1), Constant) or maker is None or maker.op != "DequantizeLinear":
+            if not isinstance(input_at(node, 1), Constant):
                 continue
-            if reader is None or reader.op != "QuantizeLinear":
+            if not _comes_from(model, node.inputs[0]) or not _goes_to(model, node.outputs[0]):
                 continue
             result = node.outputs[0]
             raw = graph.variable(f"{result.name}_unguarded", result.dtype, result.shape)
@@ -43,3 +42,20 @@ class InsertFloatGuards(Pass):
         if inserted:
             graph.cleanup()
         return inserted
+
+
+def _comes_from(model: Model, tensor: Tensor) -> bool:
+    """Whether it is dequantized, there or before nodes that the runtime moves a DequantizeLinear over."""
+    maker = model.graph.producer(tensor)
+    while maker is not None and maker.op in model.target.pass_through and not maker.domain:
+        maker = model.graph.producer(maker.inputs[0])
+    return maker is not None and maker.op == "DequantizeLinear"
+
+
+def _goes_to(model: Model, tensor: Tensor) -> bool:
+    """Whether its only reader quantizes it, there or after nodes that the runtime drops or moves a QuantizeLinear over."""
+    passed = model.target.pass_through | model.target.absorbed
+    readers = [n for n, _ in model.graph.readers(tensor) if n is not None]
+    while len(readers) == 1 and readers[0].op in passed and not readers[0].domain:
+        readers = [n for n, _ in model.graph.readers(readers[0].outputs[0]) if n is not None]
+    return len(readers) == 1 and readers[0].op == "QuantizeLinear"

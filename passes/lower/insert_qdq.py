@@ -19,7 +19,7 @@ class InsertQdq(Pass):
     Refused: an activation with no quantized reader.
 
     A graph output that is read quantized keeps its name: it becomes the output of the DequantizeLinear. Bodies of
-    control-flow nodes read the dequantized tensor where all readers outside do.
+    control-flow nodes read the dequantized tensor where all readers outside do, or where it is a graph output.
     """
 
     name: ClassVar[str] = "insert-qdq"

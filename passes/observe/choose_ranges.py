@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.errors import CalibrationError
+from onnxq.errors import CalibrationError, RecipeError, nearest
 from onnxq.graph import Constant, Tensor, clip_bounds
 from onnxq.model import Model, Observed
 from onnxq.numerics import QuantParams, params_of_range
@@ -36,6 +36,10 @@ class ChooseRanges(Pass):
     def apply(self, model: Model) -> int:
         default = observer(self.observer)
         overrides = [(pattern, observer(text)) for pattern, text in self.overrides]
+        observed = [n for n, s in model.specs.items() if isinstance(s, Observed)]
+        for pattern, _ in overrides:
+            if not any(fnmatchcase(name, pattern) for name in observed):
+                raise RecipeError(f"override {pattern} matches no quantized tensor; {nearest(pattern, observed)[:300]}")
         chosen = 0
         for name, tensor in model.graph.tensors().items():
             spec = model.specs.get(name)
@@ -60,7 +64,10 @@ def _params(model: Model, tensor: Tensor, spec: Observed, sketch: TensorSketch, 
         bounds = clip_bounds(maker)
         low = bounds[0] if bounds[0] is not None and bounds[0] <= 0 else low
         high = bounds[1] if bounds[1] is not None and bounds[1] >= 0 else high
-    return _inside(params_of_range(max(rmin, low), min(rmax, high), spec.type, symmetric=spec.symmetric), low, high)
+    lower, upper = max(rmin, low), min(rmax, high)
+    if lower == upper == 0:  # a dead activation: what it lets through is all that is known
+        lower, upper = (bound if np.isfinite(bound) else 0.0 for bound in (low, high))
+    return _inside(params_of_range(lower, upper, spec.type, symmetric=spec.symmetric), low, high)
 
 
 def _inside(params: QuantParams, low: float, high: float) -> QuantParams:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
+from onnxq.errors import RecipeError
 from onnxq.graph import Constant
 from onnxq.model import Model, Observed
 from onnxq.numerics import Array, Granularity, PerAxis, QuantParams, fake_quantize, params_of_range
@@ -28,6 +29,10 @@ class ChooseWeightRanges(Pass):
     name: ClassVar[str] = "choose-weight-ranges"
     method: str = "mse"
 
+    def __post_init__(self) -> None:
+        if self.method not in ("mse", "max"):
+            raise RecipeError(f"method is {self.method}; it takes mse or max")
+
     def apply(self, model: Model) -> int:
         chosen = 0
         for name, tensor in model.graph.tensors().items():
@@ -38,7 +43,7 @@ class ChooseWeightRanges(Pass):
         return chosen
 
 
-def weight_params(weight: Array, spec: Observed, method: Literal["mse", "max"] | str = "mse") -> QuantParams:
+def weight_params(weight: Array, spec: Observed, method: str = "mse") -> QuantParams:
     """Parameters of a constant, by channel or for the whole."""
     axes = _reduced_axes(weight, spec.granularity)
     low, high = weight.min(axes), weight.max(axes)

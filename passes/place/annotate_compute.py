@@ -65,18 +65,24 @@ def _refusal(model: Model, node: Node) -> tuple[Reason, str] | None:
     if node.name in model.unplaced:
         return Reason.NOT_FUSED, ""
     activation, weight, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
-    if not isinstance(activation, Variable) or not isinstance(weight, Constant):
-        return Reason.NO_CONSTANT_WEIGHT, "both operands are computed" if isinstance(weight, Variable) else ""
+    if not isinstance(weight, Constant):
+        return Reason.NO_CONSTANT_WEIGHT, ""
+    if not isinstance(activation, Variable):
+        return Reason.UNSUPPORTED, "its activation is constant"
     if not is_float32(activation) or not is_float32(weight):
         return Reason.NOT_FLOAT32, f"{activation.name} is {activation.dtype}"
     if bias is not None and not isinstance(bias, Constant):
-        return Reason.NO_CONSTANT_WEIGHT, "its bias is computed"
+        return Reason.UNSUPPORTED, "its bias is computed"
     if node.op == "Gemm":
         attrs = node.attrs
         if attrs.get("alpha", 1.0) != 1.0 or (bias is not None and attrs.get("beta", 1.0) != 1.0) or attrs.get("transA", 0):
             return Reason.UNSUPPORTED, "alpha, beta or transA is set"
+        if bias is not None and tuple(bias.shape) not in ((), (1,), (_columns(node),), (1, _columns(node))):
+            return Reason.UNSUPPORTED, "its bias differs by row"
     if not np.isfinite(np.asarray(weight.values)).all():
         return Reason.UNSUPPORTED, "its weight holds NaN or infinity"
+    if model.target.compute[node.op].output == "required" and not model.graph.readers(model.absorbed(node)):
+        return Reason.CAPTURED, ""
     return None
 
 
@@ -94,6 +100,24 @@ def _annotate(model: Model, node: Node, weight_spec: Observed) -> None:
         _shape_bias(graph, node, bias)
         _own(model, node, 2, Derived(activation.name, weight.name))
         model.quantized_inputs.add((node.name, 2))
+    elif node.op == "MatMul":
+        _annotate_added_bias(model, node, Derived(activation.name, weight.name))
+
+
+def _annotate_added_bias(model: Model, matmul: Node, spec: Derived) -> None:
+    """A row that is added to a MatMul is its bias: left in float, the runtime would make a float Gemm of the two."""
+    add = model.graph.sole_consumer(matmul.outputs[0])
+    if add is None or add.op != "Add" or add.domain:
+        return
+    index = 1 if add.inputs[0] is matmul.outputs[0] else 0
+    if isinstance(add.inputs[index], Constant) and tuple(add.inputs[index].shape) == (_columns(matmul),):
+        _own(model, add, index, spec)
+        model.quantized_inputs.add((add.name, index))
+
+
+def _columns(node: Node) -> int:
+    """Output columns of a MatMul or Gemm."""
+    return int(node.inputs[1].shape[0 if node.attrs.get("transB", 0) else -1])
 
 
 def _by_channel(model: Model, node: Node) -> Granularity:
@@ -107,21 +131,16 @@ def _by_channel(model: Model, node: Node) -> Granularity:
 
 
 def _shape_bias(graph: Graph, node: Node, bias: Tensor) -> None:
-    """A Gemm's bias may be a scalar or a row of any broadcastable shape; the integer kernel takes one for each column."""
-    values = np.asarray(value(bias))
-    if node.op != "Gemm" or values.ndim == 1:
-        return
-    columns = np.asarray(value(node.inputs[1])).shape[0 if node.attrs.get("transB", 0) else 1]
-    if values.size in (1, columns):
-        graph.set_input(node, 2, graph.constant(bias.name, np.broadcast_to(values.reshape(-1), (columns,))))
+    """A Gemm's bias may be a number, or a row of two dimensions; the integer kernel takes one for each column."""
+    if node.op == "Gemm" and tuple(bias.shape) != (_columns(node),):
+        row = np.broadcast_to(np.asarray(value(bias)).reshape(-1), (_columns(node),))
+        graph.set_input(node, 2, graph.constant(bias.name, row))
 
 
 def _own(model: Model, node: Node, index: int, spec: QuantSpec) -> Tensor:
-    """Give the node's constant input this spec; one that other readers want otherwise is copied first."""
+    """Give the node's constant input this spec; one that another reader wants otherwise is copied first."""
     tensor = node.inputs[index]
-    if (tensor.name in model.specs and model.specs[tensor.name] != spec) or (
-        tensor.name not in model.specs and any(other is not node for other in tensor.outputs)
-    ):
+    if model.specs.get(tensor.name, spec) != spec:
         tensor = model.graph.constant(f"{node.name}_{tensor.name}", np.asarray(value(tensor)))
         model.graph.set_input(node, index, tensor)
     model.specs[tensor.name] = spec

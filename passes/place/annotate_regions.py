@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.graph import ONNX_DOMAINS, Constant, Node, Tensor, Variable, is_float32
-from onnxq.model import OUTPUT, Model, Observed, Reason, Shared
+from onnxq.model import OUTPUT, Derived, Model, Observed, Reason, Shared
 from onnxq.numerics import PerTensor
 from onnxq.passmanager import Pass
 
@@ -42,9 +42,10 @@ class AnnotateRegions(Pass):
         for node in graph.nodes:
             if node in integer:
                 _quantize_output(model, node)
-        for node in candidates - integer:
-            if node.op in model.target.region:
+        for node in graph.nodes:  # in graph order: the ledger goes into the file
+            if node in candidates - integer and node.op in model.target.region:
                 model.keep_float(node, Reason.REGION)
+                model.refuse(node, Reason.REGION.value)
         return len({name for name, _ in model.quantized_inputs - before})
 
 
@@ -54,6 +55,8 @@ def _can_be_integer(model: Model, node: Node) -> bool:
         return False
     if node.name in model.excluded or node.name in model.unplaced:
         return False
+    if any(isinstance(model.specs.get(t.name), Derived) for t in node.inputs):
+        return False  # the Add of a MatMul's bias
     data = _data_inputs(node)
     if not all(is_float32(t) for t in data) or not any(isinstance(t, Variable) for t in data):
         return False

@@ -21,7 +21,7 @@ class CorrectBias(Pass):
     Given:   %1 = Conv(%0, W, B)       params of W; per-channel means of %0 in its sketch
     Result:  %1 = Conv(%0, W, B')      B' = B + (W - Wq) E[x], Wq the rounded weight
              (M. Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019, section 4.2)
-    Refused: the sketch has no per-channel means; the node's weight is not quantized; a MatMul, which has no bias.
+    Refused: the sketch has no per-channel means; the node's weight is not quantized; a MatMul to which no bias is added.
     """
 
     name: ClassVar[str] = "correct-bias"
@@ -29,7 +29,10 @@ class CorrectBias(Pass):
     def apply(self, model: Model) -> int:
         corrected = 0
         for node in list(model.compute_nodes()):
-            if (node.name, 1) not in model.quantized_inputs or node.op == "MatMul":
+            if (node.name, 1) not in model.quantized_inputs:
+                continue
+            if node.op == "MatMul" and model.bias_of(node) is None:
+                model.refuse(node, "it has no bias")
                 continue
             sketch = model.calibration.sketches.get(node.inputs[0].name) if model.calibration else None
             weight = np.asarray(value(node.inputs[1]))
@@ -55,13 +58,16 @@ def _mean_output(node: Node, weight: Array, mean: Array) -> Array:
 
 
 def _add_to_bias(model: Model, node: Node, shift: Array) -> None:
-    graph, old = model.graph, input_at(node, 2)
+    graph = model.graph
+    reader, index = model.bias_of(node) or (node, 2)
+    old = input_at(reader, index)
     before = np.zeros_like(shift) if old is None else np.asarray(value(old), np.float64)
     bias = graph.constant(f"{node.name}_bias", (before + shift).astype(np.float32))
-    spec = model.specs.get(old.name) if old is not None else Derived(node.inputs[0].name, node.inputs[1].name)
-    assert spec is not None
-    graph.set_input(node, 2, bias)
+    spec = model.specs[old.name] if old is not None else Derived(node.inputs[0].name, node.inputs[1].name)
+    if old is None and "beta" in node.attrs:
+        node.attrs["beta"] = 1.0  # of no effect without a bias until now
+    graph.set_input(reader, index, bias)
     if old is not None and not old.outputs:
         del model.specs[old.name]
     model.specs[bias.name] = spec
-    model.quantized_inputs.add((node.name, 2))
+    model.quantized_inputs.add((reader.name, index))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.graph import input_at, value
-from onnxq.model import Model
+from onnxq.model import Model, Observed
 from onnxq.passmanager import Pass
 
 LARGEST_CODE = 2**30  # half of int32, so that the accumulator has room too
@@ -20,7 +20,7 @@ class RepairBiasOverflow(Pass):
 
     Given:   params: scale of W for channel c so small that |B[c]| / (x_scale * W_scale[c]) > 2^30
     Result:  the graph unchanged; W_scale[c] = |B[c]| / (x_scale * 2^30)
-    Refused: the bias fits.
+    Refused: the bias fits; the parameters of W are given.
 
     Such channels are nearly dead: tiny weights with a large bias, as folding a batch norm leaves behind.
     """
@@ -30,10 +30,10 @@ class RepairBiasOverflow(Pass):
     def apply(self, model: Model) -> int:
         repaired = 0
         for node in model.compute_nodes():
-            if (node.name, 2) not in model.quantized_inputs:
+            where, name = model.bias_of(node), model.root(node.inputs[1].name)
+            if where is None or not isinstance(model.specs.get(name), Observed):
                 continue
-            bias = np.abs(np.asarray(value(input_at(node, 2)), np.float64))
-            name = model.root(node.inputs[1].name)
+            bias = np.abs(np.asarray(value(input_at(*where)), np.float64))
             activation, weight = model.params_of(node.inputs[0].name), model.params_of(name)
             needed = bias / (float(activation.scale) * LARGEST_CODE)
             if weight.scale.ndim == 0:

@@ -9,11 +9,12 @@ import numpy as np
 
 from onnxq import runtime
 from onnxq.graph import Node, value
-from onnxq.model import Model
+from onnxq.model import Model, Observed
 from onnxq.numerics import Array, QuantParams, QuantType, dequantize, quantize
 from onnxq.passmanager import Pass
 from onnxq.saturation import can_saturate, excess, is_depthwise, rows_of_weight, sample_rows
 
+INAUDIBLE = 1e-5  # of the output's power, 50 dB below it: an error that no 8-bit output shows
 FACTORS = (1.0, 1.07, 1.15, 1.23, 1.32, 1.41, 1.52, 1.63, 1.75, 1.87, 2.0)
 
 
@@ -24,7 +25,8 @@ class RepairSaturation(Pass):
     Given:   params: W int8 with a pair of neighbouring codes whose sum lies outside [-128, 128]
     Result:  the graph unchanged; params of W: nothing changed, where the emulated damage is nil; the scale of each output
              channel times its own f in [1, 2], the one of least emulated error; or uint8 codes about 128, which the
-             kernels multiply exactly and more slowly, where no f comes within `tolerance` (an error ratio) of them
+             kernels multiply exactly and more slowly, where no f comes within `tolerance` (a ratio of squared
+             errors) of them
     Refused: the target does not saturate; a depthwise Conv; no pair can saturate.
 
     The error of a remedy is that of the layer's output on `rows` rows of its input, taken from the probe feeds of the
@@ -46,6 +48,8 @@ class RepairSaturation(Pass):
         weight = value(node.inputs[1])
         if (node.name, 1) not in model.quantized_inputs or weight is None or weight.ndim < 2:
             return False
+        if not isinstance(model.specs.get(node.inputs[1].name), Observed):
+            return False  # given parameters are not changed
         params = model.params_of(node.inputs[1].name)
         if params.type is not QuantType.INT8 or is_depthwise(node, weight) or (node.op != "Conv" and weight.ndim != 2):
             return False
@@ -80,12 +84,18 @@ class RepairSaturation(Pass):
             least = errors[int(best)]
         if errors[0].sum() <= least.sum() * (1 + 1e-9):
             return 0
-        if least.sum() <= self.tolerance * unsaturated.sum():
+        inaudible = INAUDIBLE * np.square(_outputs(node, x, weight)).sum()
+        if least.sum() <= max(self.tolerance * unsaturated.sum(), inaudible):
             model.params[weight_name] = params.scaled(np.asarray(FACTORS, np.float32)[best])
         else:
             shifted = (params.zero_point.astype(np.int16) + 128).astype(np.uint8)
             model.params[weight_name] = replace(params, zero_point=shifted, type=QuantType.UINT8)
         return 1
+
+
+def _outputs(node: Node, x: Array, weight: Array) -> Array:
+    """The layer's float outputs without bias on rows x (groups, R, K): (groups, R, output channels of a group)."""
+    return x @ rows_of_weight(node, weight).transpose(0, 2, 1)
 
 
 def _errors(model: Model, node: Node, x: Array, weight: Array, params: QuantParams, *, saturate: bool = True) -> Array:

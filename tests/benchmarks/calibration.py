@@ -51,6 +51,6 @@ def peak(model: str, data: str, times: int) -> int:
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:] or [str(MODELS / "residual.onnx"), str(MODELS / "digits_calibration.npz")]
-    print(f"calibration / inference, wall time: {time_ratio(*arguments):.2f}")
-    print(f"peak memory, 128 samples / 16 samples: {peak(*arguments, 8) / peak(*arguments, 1):.3f}")
+    model, data = sys.argv[1:] or [str(MODELS / "residual.onnx"), str(MODELS / "digits_calibration.npz")]
+    print(f"calibration / inference, wall time: {time_ratio(model, data):.2f}")
+    print(f"peak memory, 128 samples / 16 samples: {peak(model, data, 8) / peak(model, data, 1):.3f}")
