@@ -54,7 +54,12 @@ PLACE: tuple[type[Pass], ...] = (
     p.AnnotateCompute,  # what starts integer regions
     p.AnnotateRegions,  # grows them
 )
-OBSERVE: tuple[type[Pass], ...] = (p.CollectStatistics, p.ChooseRanges, p.ChooseWeightRanges)
+OBSERVE: tuple[type[Pass], ...] = (
+    p.CollectStatistics,
+    p.ChooseRanges,
+    p.ShareConcatRanges,  # widens what choose-ranges chose
+    p.ChooseWeightRanges,
+)
 SELECT: tuple[type[Pass], ...] = (p.RepairSaturation,)  # needs activation and weight parameters
 REFINE: tuple[type[Pass], ...] = (
     p.CorrectBias,  # needs the final weight parameters

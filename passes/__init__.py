@@ -30,6 +30,7 @@ from onnxq.passes.lower.remove_redundant_pairs import RemoveRedundantPairs
 from onnxq.passes.observe.choose_ranges import ChooseRanges
 from onnxq.passes.observe.choose_weight_ranges import ChooseWeightRanges
 from onnxq.passes.observe.collect_statistics import CollectStatistics
+from onnxq.passes.observe.share_concat_ranges import ShareConcatRanges
 from onnxq.passes.place.annotate_compute import AnnotateCompute
 from onnxq.passes.place.annotate_regions import AnnotateRegions
 from onnxq.passes.refine.correct_bias import CorrectBias
@@ -61,6 +62,7 @@ PASSES = {
         AnnotateRegions,
         CollectStatistics,
         ChooseRanges,
+        ShareConcatRanges,
         ChooseWeightRanges,
         RepairSaturation,
         CorrectBias,

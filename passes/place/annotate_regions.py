@@ -12,6 +12,8 @@ from onnxq.model import OUTPUT, Derived, Model, Observed, Reason, Shared
 from onnxq.numerics import PerTensor
 from onnxq.passmanager import Pass
 
+POOLS = ("AveragePool", "GlobalAveragePool")
+
 
 @dataclass(frozen=True)
 class AnnotateRegions(Pass):
@@ -23,6 +25,7 @@ class AnnotateRegions(Pass):
              one that no integer node makes and no Conv, MatMul or Gemm reads in integers; or a result that some float node
              reads and none of these does. A pass-through node stays float unless its producer and one reader are integer.
 
+    A pool of an integer node is integer whoever reads it: what it hands on is small, and its range narrower than before.
     An activation that can vanish into the output parameters (Relu; Clip over 0) counts as part of the node before it.
     The outputs of an integer Conv, and of every integer node that an integer node reads, are read through Q and DQ by all.
     """
@@ -108,6 +111,8 @@ def _consistent(model: Model, node: Node, integer: set[Node], compute: set[Node]
     results = [t for t in node.outputs if t.name] if passes else [model.absorbed(node)]
     if passes:
         return any(any(readers(t, integer)) for t in results)
+    if node.op in POOLS:
+        return True
     inside = readers(results[0], integer)
     return (bool(inside) and all(inside)) or any(readers(results[0], compute))
 
