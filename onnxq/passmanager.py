@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar, get_type_hints
 from onnxq.errors import PassError, RecipeError, nearest
 
 MOST_ROUNDS = 50
+UNPROVABLE = "unprovable"
 
 
 class Subject(Protocol):
@@ -89,17 +90,19 @@ class PassManager:
     def run_exact(self, subject: S, passes: Sequence[Pass]) -> tuple[S, list[PassRecord]]:
         """The passes, over and over until none has anything left to do, with the result proved equal to what came in.
 
-        On a mismatch the guilty pass is found by bisection, left out, and the rest run again from the start.
+        On a mismatch the guilty pass is found by bisection, left out, and the rest run again from the start. A subject that
+        differs from itself cannot be proved; the record UNPROVABLE says so, and every pass is kept.
         """
         origin, left_out = subject.fork(), {}
         while True:
             history, records = self._run_to_fixed_point(subject, [p for p in passes if p.name not in left_out])
+            records += [PassRecord(name, 0, (), 0.0, why) for name, why in left_out.items()]
             difference = self._prove(origin, subject)
             if difference is None:
-                undone = [PassRecord(name, 0, (), 0.0, why) for name, why in left_out.items()]
-                return subject, records + undone
-            if not history:
-                raise PassError(f"the model differs from itself with no pass applied: {difference}")
+                return subject, records
+            itself = self._prove(origin, origin.fork())
+            if itself is not None or not history:
+                return subject, [*records, PassRecord(UNPROVABLE, 0, (("model", itself or difference),), 0.0)]
             guilty, why = self._bisect(origin, history, difference)
             left_out[guilty.name] = why
             subject = origin.fork()

@@ -20,7 +20,7 @@ from onnxq.errors import CalibrationError, DataError, RecipeError, nearest
 from onnxq.files import check_writable
 from onnxq.graph import Graph
 from onnxq.model import Model, State, verify
-from onnxq.passmanager import Pass, PassManager, PassRecord
+from onnxq.passmanager import UNPROVABLE, Pass, PassManager, PassRecord
 from onnxq.recipe import Recipe
 from onnxq.recipe import load as load_recipe
 from onnxq.report import Report
@@ -329,6 +329,11 @@ def _report(
         quantized_bytes=proto.ByteSize(),
     )
     report.notes += [f"Pass {r.name} was rolled back: {r.rolled_back}." for r in records if r.rolled_back]
+    report.notes += [
+        f"The float rewrites could not be proved: the model differs from itself ({r.refusals[0][1]})."
+        for r in records
+        if r.name == UNPROVABLE
+    ]
     unfused = [n for n, e in model.ledger.items() if e.state is State.FLOAT and n in prepared.model.unplaced]
     if unfused:
         report.notes.append(

@@ -1,0 +1,73 @@
+"""proof.py: a rewrite that changes what a tensor holds is found, inside as well as at the outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+
+from onnxq import target
+from onnxq.graph import Graph
+from onnxq.model import Model
+from onnxq.proof import compare, prover
+
+NET = """<ir_version: 9, opset_import: ["" : 17]>
+net (float[2, 3] x) => (float[2, 3] y)
+<float[3] w = {1, 2, 3}, float[3] v = {1, 2, 3}> {
+  [mul] a = Mul (x, w)
+  [div] b = Div (a, v)
+  [out] y = Relu (b)
+}"""
+PROBES = [{"x": np.arange(6, dtype=np.float32).reshape(2, 3)}]
+
+
+def model() -> Model:
+    return Model(Graph.from_proto(onnx.parser.parse_model(NET)), target.load("cpu"))
+
+
+def test_equal_graphs_are_equal() -> None:
+    assert prover(PROBES, 1)(model(), model()) is None
+
+
+def test_a_changed_output_is_found() -> None:
+    changed = model()
+    changed.graph.find("Relu")[0].op = "Tanh"
+    assert (prover(PROBES, 1)(model(), changed) or "").startswith("tensor y differs")
+
+
+def test_a_changed_inner_tensor_is_found_though_the_output_is_equal() -> None:
+    changed = model()
+    for node in changed.graph.find("Mul", "Div"):
+        changed.graph.set_input(node, 1, changed.graph.constant("ones", np.ones(3, np.float32)))
+    assert (prover(PROBES, 1)(model(), changed) or "").startswith("tensor a differs")
+
+
+def test_a_graph_that_does_not_run_is_found() -> None:
+    broken = model()
+    broken.graph.find("Relu")[0].op = "NoSuchOp"
+    assert "onnxruntime cannot load" in (prover(PROBES, 1)(model(), broken) or "")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        ([1.0, 2.0], [1.0, 2.00001], None),
+        ([1.0, 2.0], [1.0, 2.0001], "differs by"),
+        ([0.0, 0.0], [0.0, 1e-30], "differs by"),
+        ([1.0, np.nan], [1.0, np.nan], None),
+        ([1.0, np.nan], [1.0, 2.0], "not finite in the same places"),
+        ([1.0], [1.0, 1.0], "was float32"),
+    ],
+)
+def test_what_counts_as_equal(a: list[float], b: list[float], words: str | None) -> None:
+    found = compare(np.array(a, np.float32), np.array(b, np.float32))
+    assert found is None if words is None else words in (found or "")
+
+
+def test_integers_may_differ_in_one_of_a_thousand() -> None:
+    a = np.arange(1000)
+    one, two = a.copy(), a.copy()
+    one[3] += 1
+    two[3:5] += 1
+    assert compare(a, one) is None
+    assert "agrees in 99.8%" in (compare(a, two) or "")
