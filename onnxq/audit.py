@@ -67,7 +67,8 @@ def run_in_integers(proto: onnx.ModelProto, model: Model) -> set[str]:
     """The nodes of the model's reference that the runtime runs in integer kernels, planned or not.
 
     At the EXTENDED level a QLinearConv keeps its node's name and other kernels have it as a prefix. A planned node that
-    only moves data counts when what it reads is not dequantized first, or when nothing is left of it.
+    only moves data counts when what it reads is not dequantized first, or when nothing is left of it; any other only when
+    its integer kernel is seen.
     """
     assert model.reference is not None
     names = {n.name for n in model.reference.nodes}
@@ -76,14 +77,15 @@ def run_in_integers(proto: onnx.ModelProto, model: Model) -> set[str]:
     floats: set[str] = set()
     found: set[str] = set()
     for node in graph.node:
-        name = _owner(node.name, names)
+        name = _owner(node.name.removeprefix("fused "), names)  # as a float layer with its activation is renamed
         if name is None or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             continue
         if node.op_type in INTEGER_KERNELS | INTEGER_OTHER:
             found.add(name)
         elif node.op_type in FLOAT_KERNELS or _reads_dequantized(node, makers):
             floats.add(name)
-    return found | (model.planned - floats)
+    moving = {n.name for n in model.reference.nodes if n.op in model.target.pass_through}
+    return found | (model.planned & moving - floats)
 
 
 def _owner(name: str, names: set[str]) -> str | None:
@@ -110,7 +112,7 @@ def complete_ledger(model: Model, integer: set[str]) -> None:
             model.ledger[node.name] = Entry(node.op, State.INTEGER)
         elif node.op in COMPUTE and entry is None:
             model.ledger[node.name] = Entry(node.op, State.FLOAT, Reason.UNSUPPORTED)
-        for body in node.bodies:
+        for body in [part for b in node.bodies for part in (b, *b.subgraphs(recursive=True))]:
             for inner in body.nodes:
                 if inner.op in COMPUTE:
                     model.ledger[inner.name] = Entry(inner.op, State.FLOAT, Reason.IN_BODY, f"body of {node.name}")
@@ -119,9 +121,9 @@ def complete_ledger(model: Model, integer: set[str]) -> None:
 
 
 def multiply_accumulates(graph: Graph, feed: Mapping[str, np.ndarray], threads: int = 0) -> dict[str, int]:
-    """Multiply-accumulates of every Conv, ConvTranspose, MatMul and Gemm of the main graph, for this feed."""
-    nodes = graph.find("Conv", "ConvTranspose", "MatMul", "Gemm")
-    names = [t.name for n in nodes for t in (n.inputs[0], n.outputs[0]) if value(t) is None]
+    """Multiply-accumulates of the Conv, ConvTranspose, MatMul, Gemm and recurrent nodes outside bodies, for this feed."""
+    nodes = graph.find("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
+    names = [t.name for n in nodes for t in (*n.inputs[:3], *n.outputs[:1]) if t.name and value(t) is None]
     session = runtime.Session(runtime.exposed(graph.to_proto(), names), threads=threads)
     shapes = {name: array.shape for name, array in {**feed, **session.run(feed)}.items()}
     return {n.name: _macs(n, shapes) for n in nodes}
@@ -133,11 +135,14 @@ def _macs(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
         values = value(tensor)
         return shapes[tensor.name] if values is None else values.shape
 
+    if node.op in ("LSTM", "GRU", "RNN"):  # each step: gates x (input + hidden) for each direction, weight (D, gates x H, I)
+        steps, batch = shape(0)[:2]
+        return int(steps * batch * (np.prod(shape(1)) + np.prod(shape(2))))
+    if node.op == "ConvTranspose":
+        return int(np.prod(shape(0)) * np.prod(shape(1)[1:]))
     out = int(np.prod(shapes[node.outputs[0].name]))
     if node.op == "Conv":
-        return out * int(np.prod(shape(1)[1:])) if value(node.inputs[1]) is not None else 0
-    if node.op == "ConvTranspose":
-        return int(np.prod(shape(0))) * int(np.prod(shape(1)[1:])) if value(node.inputs[1]) is not None else 0
+        return out * int(np.prod(shape(1)[1:]))
     inner = shape(0)[0] if node.attrs.get("transA", 0) else shape(0)[-1]
     return out * inner
 

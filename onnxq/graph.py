@@ -15,14 +15,21 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from onnxq.errors import ModelError, UnsupportedModelError
+from onnxq.errors import ModelError
+from onnxq.proto import (
+    OWN_INITIALIZERS,
+    bodies,
+    inline_functions,
+    make_names_unique,
+    refuse_type_attributes,
+    restore_interface,
+    with_external_data,
+)
 
 gs: Any = import_module("onnx_graphsurgeon")  # it has no types; ours are given to its classes below
 LazyValues: Any = import_module("onnx_graphsurgeon.ir.tensor").LazyValues
 
-OWN_INITIALIZERS = 4  # the first ir_version in which an initializer need not be an input too
 ONNX_DOMAINS = ("", "ai.onnx", None)
 
 
@@ -94,14 +101,6 @@ def is_float32(tensor: Tensor) -> bool:
     return tensor.dtype is not None and not isinstance(tensor.dtype, int) and np.dtype(tensor.dtype) == np.float32
 
 
-def static_shape(tensor: Tensor) -> tuple[int, ...] | None:
-    """The shape where every dimension is a known number, else None."""
-    shape = tensor.shape
-    if shape is None or any(not isinstance(d, (int, np.integer)) or d < 0 for d in shape):
-        return None
-    return tuple(int(d) for d in shape)
-
-
 def batchnorm_affine(node: Node) -> tuple[np.ndarray, np.ndarray] | None:
     """(scale, shift), float64 by channel, of a BatchNormalization of inference: y = x * scale + shift.
 
@@ -144,9 +143,9 @@ class Graph:
 
         Raises ModelError when external data is missing, UnsupportedModelError for attributes that hold a type.
         """
-        _refuse_type_attributes(proto)
-        proto = _loaded(proto, folder)
-        names = _unique_names(proto)
+        refuse_type_attributes(proto)
+        proto = inline_functions(with_external_data(proto, folder))
+        names = make_names_unique(proto)
         try:
             surgeon = gs.import_onnx(proto)
         except Exception as error:  # graphsurgeon has no errors of its own: whatever broke, the model is not one it knows
@@ -189,7 +188,7 @@ class Graph:
             exported.doc_string = node.doc
             for key, text in node.metadata.items():
                 exported.metadata_props.add(key=key, value=text)
-        _restore_interface(proto, side)
+        restore_interface(proto, side)
         self._hoist_captured(proto)
         return proto
 
@@ -206,7 +205,7 @@ class Graph:
     def _hoist_captured(self, proto: onnx.ModelProto) -> None:
         """graphsurgeon writes an outer initializer that a body reads into the body; put it back, once."""
         outer = {t.name for t in proto.graph.initializer}
-        for body in _bodies(proto.graph):
+        for body in bodies(proto.graph):
             captured = [t for t in body.initializer if t.name not in self._body_initializers]
             kept = [t for t in body.initializer if t.name in self._body_initializers]
             for tensor in captured:
@@ -257,15 +256,6 @@ class Graph:
         return int(self._surgeon.opset)
 
     @property
-    def domains(self) -> dict[str, int]:
-        """The imported operator sets: domain -> version."""
-        return {o.domain: o.version for o in self._surgeon.import_domains}
-
-    @property
-    def functions(self) -> list[Any]:
-        return list(self._surgeon.functions)
-
-    @property
     def metadata(self) -> dict[str, str]:
         return {p.key: p.value for p in self._sidecar.metadata_props}
 
@@ -310,9 +300,6 @@ class Graph:
 
     def is_output(self, tensor: Tensor) -> bool:
         return any(t is tensor for t in self.outputs)
-
-    def is_input(self, tensor: Tensor) -> bool:
-        return any(t is tensor for t in self.inputs)
 
     def is_captured(self, tensor: Tensor) -> bool:
         """Whether a body of a control-flow node reads the tensor."""
@@ -394,7 +381,7 @@ class Graph:
         """Every node that reads `old`, in bodies too, reads `new`. Graph outputs are left: their names are public."""
         for node in list(dict.fromkeys(old.outputs)):
             self.rewire(node, inputs=[new if t is old else t for t in node.inputs])
-        for node in self.nodes:
+        for node in self.nodes if self._has_bodies else []:
             for body in node.bodies:
                 for part in _with_nested(body):
                     part.outputs = [new if t is old else t for t in part.outputs]
@@ -537,117 +524,6 @@ def _copy(part: Any, seen: dict[int, Any]) -> Any:
         if hasattr(part, field):
             setattr(twin, field, getattr(part, field))
     return twin
-
-
-def _refuse_type_attributes(proto: onnx.ModelProto) -> None:
-    kinds = (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS)
-    for graph in [proto.graph, *_bodies(proto.graph)]:
-        for node in graph.node:
-            if any(a.type in kinds for a in node.attribute):
-                raise UnsupportedModelError(
-                    f"node {node.name or node.op_type} has an attribute that holds a type (Optional)"
-                )
-
-
-def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
-                yield body
-                yield from _bodies(body)
-
-
-def _loaded(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
-    """A copy of the model whose external data, if any, has been read from `folder`."""
-    twin = onnx.ModelProto()
-    twin.CopyFrom(proto)
-    for graph in [twin.graph, *_bodies(twin.graph)]:
-        attributes = (a.t for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.TENSOR)
-        for tensor in [*graph.initializer, *attributes]:
-            if uses_external_data(tensor):
-                _load_external(tensor, folder)
-    return twin
-
-
-def _load_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
-    location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-    if folder is None:
-        raise ModelError(
-            f"tensor {tensor.name} keeps its data in {location}, and a model given in memory has no folder; "
-            "give the path of the model file instead"
-        )
-    try:
-        load_external_data_for_tensor(tensor, str(folder.resolve()))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError(
-            f"external data of tensor {tensor.name} cannot be read from {folder / location}: {error}; "
-            "put the data file next to the model"
-        ) from error
-    tensor.data_location = onnx.TensorProto.DEFAULT
-    del tensor.external_data[:]
-
-
-def _unique_names(proto: onnx.ModelProto) -> frozenset[str]:
-    """Name every node, apart from all others in every scope; returns the names of the initializers that bodies own.
-
-    Tensor names are apart already: ONNX forbids a body to redefine a name of its outer scope, and sibling bodies that
-    share one are told apart by renaming the later.
-    """
-    taken = {n.name for g in [proto.graph, *_bodies(proto.graph)] for n in g.node if n.name}
-    seen: set[str] = set()
-    for graph in [proto.graph, *_bodies(proto.graph)]:
-        for node in graph.node:
-            if not node.name or node.name in seen:
-                base, k = node.name or f"{node.op_type}_{len(seen)}", 0
-                name = base
-                while name in taken or name in seen:
-                    k += 1
-                    name = f"{base}_{k}"
-                node.name = name
-            seen.add(node.name)
-    owned: set[str] = set()
-    tensors = {t.name for t in proto.graph.initializer} | {o for n in proto.graph.node for o in n.output}
-    tensors |= {i.name for i in proto.graph.input}
-    for body in _bodies(proto.graph):
-        local = [t.name for t in body.initializer] + [o for n in body.node for o in n.output if o]
-        for name in local:
-            if name in tensors:
-                new = name
-                while new in tensors:
-                    new += "_"
-                _rename(body, name, new)
-                tensors.add(new)
-            tensors.add(name)
-        owned.update(t.name for t in body.initializer)
-    return frozenset(owned)
-
-
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    for part in [graph, *_bodies(graph)]:
-        for tensor in [*part.initializer, *part.value_info, *part.output]:
-            if tensor.name == old:
-                tensor.name = new
-        for node in part.node:
-            for names in (node.input, node.output):
-                for k, name in enumerate(names):
-                    if name == old:
-                        names[k] = new
-
-
-def _restore_interface(proto: onnx.ModelProto, side: onnx.ModelProto) -> None:
-    """Doc strings and denotations of inputs and outputs, and the initializers that a caller may override."""
-    for exported, original in ((proto.graph.input, side.graph.input), (proto.graph.output, side.graph.output)):
-        by_name = {v.name: v for v in original}
-        for info in exported:
-            if info.name in by_name:
-                info.CopyFrom(by_name[info.name])
-    if side.ir_version < OWN_INITIALIZERS:
-        return  # there every initializer was an input, whether or not anybody meant to override it
-    present = {i.name for i in proto.graph.input}
-    initializers = {t.name: t for t in proto.graph.initializer}
-    for info in side.graph.input:
-        if info.name not in present and info.name in initializers:
-            proto.graph.input.append(info)
 
 
 def lazily(tensor: onnx.TensorProto) -> Any:

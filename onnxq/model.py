@@ -73,8 +73,6 @@ class Reason(Enum):
     REGION = "a neighbour stays float, so integers would only cost conversions"
     EXCLUDED = "excluded by the user"
     NOT_FUSED = "the runtime does not fuse it"
-    NO_STATISTICS = "its activations were never seen in calibration"
-    DEGENERATE = "its activations are constant"
     IN_BODY = "it is in a body of a control-flow node"
     CAPTURED = "only a body of a control-flow node reads its result"
 

@@ -150,12 +150,3 @@ def quantize_bias(bias: Array, scale: Array) -> Array:
     """int32 codes of a bias (C,) at `scale` (C,) = input scale x weight scale, clipped where the exact code overflows."""
     codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
     return np.clip(codes, QuantType.INT32.qmin, QuantType.INT32.qmax).astype(np.int32)
-
-
-def sqnr(reference: Array, candidate: Array) -> float:
-    """Signal to quantization noise ratio in dB: 10 log10(sum r^2 / sum (r - c)^2); inf when equal."""
-    r, c = reference.astype(np.float64), candidate.astype(np.float64)
-    noise, signal = float(np.square(r - c).sum()), float(np.square(r).sum())
-    if noise == 0.0:
-        return float("inf")
-    return float(10.0 * np.log10(max(signal, 1e-300) / noise))

@@ -234,10 +234,11 @@ def divergence(counts: np.ndarray, start: int, stop: int, levels: int) -> float:
     candidate = np.repeat(share, np.diff(edges)) * (reference > 0)
     if not candidate.sum() or not reference.sum():
         return float("inf")
+    from scipy.special import rel_entr  # slow to import, and only kl needs it
+
     p, q = reference / reference.sum(), candidate / candidate.sum()
     smallest = 1e-10  # an element that clipping moved into an otherwise empty level would cost infinity
-    mask = p > 0
-    return float((p[mask] * np.log(p[mask] / np.maximum(q[mask], smallest))).sum())
+    return float(rel_entr(p, np.maximum(q, smallest)).sum())
 
 
 @lru_cache(maxsize=1)

@@ -69,7 +69,8 @@ class PassManager:
     """Runs passes over a subject.
 
     verify(subject) raises PassError where the subject is malformed; it runs after every pass that changed something.
-    prove(before, after) is None where both compute the same, else a sentence on the difference.
+    prove(before, after) is None where both compute the same, else a sentence on the difference; prove(x, x) tells whether x
+    computes the same twice.
     after_pass(name, subject) sees the subject after every pass that changed it (dumps).
     """
 
@@ -100,7 +101,7 @@ class PassManager:
             difference = self._prove(origin, subject)
             if difference is None:
                 return subject, records
-            itself = self._prove(origin, origin.fork())
+            itself = self._prove(origin, origin)
             if itself is not None or not history:
                 return subject, [*records, PassRecord(UNPROVABLE, 0, (("model", itself or difference),), 0.0)]
             guilty, why = self._bisect(origin, history, difference)

@@ -62,8 +62,8 @@ OBSERVE: tuple[type[Pass], ...] = (
 )
 SELECT: tuple[type[Pass], ...] = (p.RepairSaturation,)  # needs activation and weight parameters
 REFINE: tuple[type[Pass], ...] = (
-    p.CorrectBias,  # needs the final weight parameters
-    p.RepairBiasOverflow,  # needs the final biases
+    p.RepairBiasOverflow,  # changes weight parameters
+    p.CorrectBias,  # needs the final ones
 )
 LOWER: tuple[type[Pass], ...] = (
     p.QuantizeBiases,  # while specs still tell whose scales a bias is derived from
@@ -84,7 +84,7 @@ def quantize(
     calibration: str | Path | Calibration | None = None,
     target: str | None = None,
     observer: str | None = None,
-    exclude: Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     recipe: str | Path | Recipe | None = None,
     metric: str | validation.Metric | None = None,
     max_drop: float | None = None,
@@ -105,12 +105,9 @@ def quantize(
     out. `calibration` takes their place where statistics were collected before. With `output` the model is written there.
     Raises OnnxqError; a missed gate is no error: it is in `Report.missed_gates`.
     """
-    if isinstance(recipe, Recipe):
-        chosen = recipe
-    else:
-        gates = {"max_drop": max_drop, "min_speedup": min_speedup}
-        excluded = None if not exclude else tuple(exclude)
-        chosen = load_recipe(recipe, target=target, observer=observer, exclude=excluded, gates=gates)
+    gates = {"max_drop": max_drop, "min_speedup": min_speedup}
+    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
+    chosen = load_recipe(recipe, target=target, observer=observer, exclude=patterns or None, gates=gates)
     source = load_source(model)
     out = None if output is None else Path(output)
     if out is not None:
@@ -126,14 +123,17 @@ def quantize(
     if eval is not None:
         evaluation = open_samples(eval, prepared.inputs, images=images, limit=max_samples)
         next(iter(evaluation))  # a bad path or shape is found before the long work
+    compared = evaluation if evaluation is not None else prepared.model.samples
+    if chosen.gates.max_drop is not None and score is None and (compared is None or next(iter(compared)).label is None):
+        raise RecipeError("max-drop needs a metric: give data with labels, or --metric")
     quantized, records = _quantize(prepared, chosen)
     proto = quantized.graph.to_proto()
     report = _report(prepared, quantized, proto, chosen, records, out)
     if validate:
         samples, name = (evaluation, "evaluation") if evaluation is not None else (prepared.model.samples, "calibration")
         _validate(report, source, samples, name, score, prepared, seed=seed, progress=progress)
-    gates = chosen.gates
-    report.missed_gates = validation.missed_gates(report.accuracy, report.latency, gates.max_drop, gates.min_speedup)
+    limits = chosen.gates
+    report.missed_gates = validation.missed_gates(report.accuracy, report.latency, limits.max_drop, limits.min_speedup)
     if out is not None:
         save(proto, out)
     return report
@@ -153,7 +153,7 @@ def calibrate(
     progress: Progress | None = None,
 ) -> Calibration:
     """Collect the statistics that `quantize(calibration=...)` needs, so that the data is read once. Raises OnnxqError."""
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, target=target)
+    chosen = load_recipe(recipe, target=target)
     source = load_source(model)
     out = None if output is None else Path(output)
     if out is not None:
@@ -211,6 +211,8 @@ def _prepare(
         raise CalibrationError(
             "the calibration file was made from another model (their contents differ); run onnxq calibrate on this one"
         )
+    if collected is not None and not collected.probes:
+        raise CalibrationError("the calibration holds no probe feeds; collect it again with onnxq calibrate")
     probes = _probes(samples, collected)
     model = Model(graph, chosen, calibration=collected, samples=samples, threads=threads, progress=progress)
     manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
@@ -255,11 +257,9 @@ def _excluded(graph: Graph, patterns: Sequence[str]) -> frozenset[str]:
             if fnmatchcase(n.name, pattern) or n.op == pattern or any(fnmatchcase(t.name, pattern) for t in n.outputs)
         }
         if not matched:
-            known = {n.op for n in graph.nodes} | {n.name for n in graph.nodes}
-            close = nearest(pattern, known)
-            raise RecipeError(
-                f"nothing matches --exclude {pattern}; {close if len(close) < 300 else 'see onnxq inspect MODEL'}"
-            )
+            close = nearest(pattern, {n.op for n in graph.nodes} | {n.name for n in graph.nodes})
+            hint = close if close.startswith("did") else f"its op types: {', '.join(sorted({n.op for n in graph.nodes}))}"
+            raise RecipeError(f"exclude pattern {pattern} matches no node name, op type or output of the model; {hint}")
         found |= matched
     return frozenset(found)
 

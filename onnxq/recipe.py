@@ -65,14 +65,16 @@ class Recipe(_Strict):
         return {} if given is True else dict(given)
 
 
-def load(path: str | Path | None, **overrides: Any) -> Recipe:
-    """The recipe in a TOML file, or the default one, with what is given (and not None) put over it.
+def load(path: str | Path | Recipe | None, **overrides: Any) -> Recipe:
+    """The recipe in a TOML file, a given or the default one, with what is given (and not None) put over it.
 
     Raises RecipeError that names the key, what it was, and what it may be.
     """
     data: dict[str, Any] = {}
     where = "recipe"
-    if path is not None:
+    if isinstance(path, Recipe):
+        data = path.model_dump(by_alias=True)
+    elif path is not None:
         where = f"recipe {path}"
         try:
             data = tomllib.loads(Path(path).read_text(encoding="utf-8"))

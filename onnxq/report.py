@@ -93,7 +93,7 @@ class Report:
             lines.append(speed_sentence(self.latency))
         integer, other = self._compute_counts("integer", "float")
         lines.append(
-            f"Integer kernels: {integer} of {integer + other} Conv/MatMul/Gemm ({self.integer_mac_share:.0%} of "
+            f"Integer kernels: {integer} of {integer + other} compute nodes ({self.integer_mac_share:.0%} of the counted "
             "multiply-accumulates)."
         )
         floats: dict[str, list[str]] = {}
@@ -115,6 +115,9 @@ def accuracy_rows(accuracy: Accuracy) -> list[tuple[str, str, str, str]]:
     for name in accuracy.float.metrics:
         unit = "" if name == "metric" else ", %"
         rows.append((f"{name}{unit}", *[f"{c.metrics[name]:.2f}" for c in columns]))
+    if accuracy.drop is not None:
+        width = "" if accuracy.half_width is None else f" ± {accuracy.half_width:.2f}"
+        rows.append(("drop", "", "", f"{accuracy.drop:.2f}{width}"))
     for name in accuracy.float.outputs:
         emulated, real = accuracy.emulated.outputs[name], accuracy.real.outputs[name]
         rows.append((f"{name}: SQNR, dB", "", f"{emulated.sqnr:.1f}", f"{real.sqnr:.1f}"))
@@ -156,7 +159,7 @@ def comparison_table(found: Comparison) -> Table:
 
 def comparison_lines(found: Comparison) -> list[str]:
     lines = [speed_sentence(found.latency)]
-    lines.append(f"Integer kernels: {found.integer} of {found.integer + found.float} Conv/MatMul/Gemm and recurrent nodes.")
+    lines.append(f"Integer kernels: {found.integer} of {found.integer + found.float} compute nodes.")
     if found.accuracy.kernel_effect:
         lines.append(found.accuracy.kernel_effect)
     return [*lines, f"Compared on {found.accuracy.samples} samples.", *[f"Missed: {g}." for g in found.missed_gates]]
@@ -209,7 +212,7 @@ def inspection_page(path: Path) -> tuple[Table, dict[str, Any]]:
         kind = "integer" if op in INTEGER_KERNELS or op.startswith("QLinear") else "float" if op in FLOAT_KERNELS else ""
         table.add_row(op, str(count), kind)
     for name in found.dequantized_in_front:
-        table.add_row(name, "1", "float, with Q/DQ that the runtime did not fuse")
+        table.add_row(name, "1", "float, reads a DequantizeLinear")
     for name, (op, state, reason, detail) in ledger.items():
         if state == "float":
             table.add_row(f"{op} {name}", "1", f"float: {reason}{f' ({detail})' if detail else ''}")

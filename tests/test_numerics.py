@@ -14,7 +14,6 @@ from hypothesis.extra import numpy as hnp
 from onnxq.numerics import (
     PerAxis,
     PerBlock,
-    PerTensor,
     QuantParams,
     QuantType,
     broadcast,
@@ -23,7 +22,6 @@ from onnxq.numerics import (
     params_of_range,
     quantize,
     quantize_bias,
-    sqnr,
 )
 from onnxq.runtime import Session
 
@@ -127,10 +125,3 @@ def test_block_scales_repeat_along_their_axis() -> None:
 def test_bias_codes_clip_instead_of_wrapping() -> None:
     codes = quantize_bias(np.array([1.0, 1e12, -1e12], np.float32), np.full(3, 0.5, np.float32))
     assert codes.tolist() == [2, 2**31 - 1, -(2**31)]
-
-
-def test_sqnr_in_decibels() -> None:
-    r = np.array([3.0, 4.0], np.float32)
-    assert sqnr(r, r) == float("inf")
-    assert sqnr(r, r + np.float32(0.5)) == pytest.approx(10 * np.log10(25 / 0.5))
-    assert params_of_range(-1, 1, QuantType.UINT8, granularity=PerTensor()).rmax > 0.99

@@ -63,7 +63,7 @@ def test_the_make_targets_are_what_stands_beside_them() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for line in blocks("console")[0].splitlines():
         assert re.search(rf"^{line.removeprefix('make ')}:", makefile, re.MULTILINE)
-    (by_hand,) = [line for line in blocks("console")[1].splitlines() if "onnxq quantize" in line]
+    by_hand = next(line for line in blocks("console")[1].splitlines() if line.startswith("onnxq quantize"))
     for word in shlex.split(by_hand)[1:3]:
         assert word in makefile
 

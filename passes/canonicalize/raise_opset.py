@@ -21,7 +21,7 @@ class RaiseOpset(Pass):
 
     Given:   opset 4:  %y = Reshape(%x) {shape=[1, -1]}
     Result:  opset 13: %y = Reshape(%x, [1, -1])
-    Refused: the opset is `version` or newer; the model has local functions; onnx's converter has no adapter for an op (Q
+    Refused: the opset is `version` or newer; onnx's converter has no adapter for an op (Q
              and DQ of com.microsoft are emitted then, which need opset 10).
     """
 
@@ -31,9 +31,6 @@ class RaiseOpset(Pass):
     def apply(self, model: Model) -> int:
         graph = model.graph
         if graph.opset >= self.version:
-            return 0
-        if graph.functions:
-            model.refusals.append(("model", "it has local functions, which onnx does not convert"))
             return 0
         proto = graph.to_proto()
         used = {n.domain for n in _nodes(proto.graph)} | {""}

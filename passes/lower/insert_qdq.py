@@ -33,7 +33,8 @@ class InsertQdq(Pass):
             if readers:
                 _insert(model, tensor, readers)
                 inserted += 1
-        for name in [n for n in model.specs if not isinstance(model.graph.tensors().get(n), Constant)]:
+        tensors = model.graph.tensors()
+        for name in [n for n in model.specs if not isinstance(tensors.get(n), Constant)]:
             del model.specs[name]
         model.quantized_inputs.clear()
         model.graph.cleanup()

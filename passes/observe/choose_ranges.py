@@ -67,14 +67,23 @@ def _params(model: Model, tensor: Tensor, spec: Observed, sketch: TensorSketch, 
     lower, upper = max(rmin, low), min(rmax, high)
     if lower == upper == 0:  # a dead activation: what it lets through is all that is known
         lower, upper = (bound if np.isfinite(bound) else 0.0 for bound in (low, high))
-    return _inside(params_of_range(lower, upper, spec.type, symmetric=spec.symmetric), low, high)
+    params = params_of_range(lower, upper, spec.type, symmetric=spec.symmetric)
+    return params if spec.symmetric else _inside(params, low, high)
 
 
 def _inside(params: QuantParams, low: float, high: float) -> QuantParams:
-    """The parameters with a scale just so small that both ends of the range, rounded as they are, lie in [low, high]."""
-    scale = np.float32(params.scale)
-    below, above = params.type.qmin - int(params.zero_point), params.type.qmax - int(params.zero_point)
+    """The parameters so that both ends of the range, rounded as they are, lie in [low, high].
+
+    Where rounding put an end a fraction of a step too far, the scale shrinks by that fraction; where one side of the range
+    is no more than a step, that side is given up instead, as shrinking could cost most of the other.
+    """
+    scale, zero = np.float32(params.scale), int(params.zero_point)
+    if zero - params.type.qmin == 1 and -scale < low:
+        zero = params.type.qmin
+    if params.type.qmax - zero == 1 and scale > high:
+        zero = params.type.qmax
+    below, above = params.type.qmin - zero, params.type.qmax - zero
     while (below and np.float32(below) * scale < low) or (above and np.float32(above) * scale > high):
         limit = min(low / below if below else np.inf, high / above if above else np.inf)
         scale = min(np.float32(limit), np.nextafter(scale, np.float32(0)))
-    return replace(params, scale=np.asarray(scale, np.float32))
+    return replace(params, scale=np.asarray(scale, np.float32), zero_point=np.asarray(zero, params.type.dtype))

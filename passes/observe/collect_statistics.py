@@ -25,8 +25,9 @@ class CollectStatistics(Pass):
 
     def apply(self, model: Model) -> int:
         wanted = observed_tensors(model)
+        graph_hash = hash_of_model((model.reference or model.graph).to_proto())
         if model.calibration is not None:
-            check_same_graph(model, model.calibration, wanted)
+            _check_same_graph(model.calibration, graph_hash, wanted)
             return 0
         if model.samples is None:
             raise CalibrationError("there are no samples to calibrate on; give --data, or --calibration")
@@ -34,7 +35,7 @@ class CollectStatistics(Pass):
         model.calibration = collect(
             proto, wanted, model.samples, threads=model.threads, total=model.samples.length, progress=model.progress
         )
-        model.calibration.graph_hash = hash_of_model(proto)
+        model.calibration.graph_hash = graph_hash
         return len(wanted)
 
 
@@ -53,19 +54,16 @@ def observed_tensors(model: Model) -> dict[str, int | None]:
     }
 
 
-def check_same_graph(model: Model, calibration: Calibration, wanted: dict[str, int | None]) -> None:
+def _check_same_graph(calibration: Calibration, graph_hash: str, wanted: dict[str, int | None]) -> None:
+    """Raise CalibrationError unless the statistics are of the graph after these very float passes, and complete."""
+    if calibration.graph_hash != graph_hash:
+        raise CalibrationError(
+            "the calibration was made with other float passes, another opset or another onnxq; collect it again with: "
+            "onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
+        )
     missing = [name for name in wanted if name not in calibration.sketches]
     if missing:
         raise CalibrationError(
-            f"the calibration file has no statistics of {len(missing)} tensors that are quantized now, the first "
-            f"{missing[0]}; collect them with: onnxq calibrate MODEL --data DATA -o FILE.calib, with the same options"
-        )
-
-
-def check_source(calibration: Calibration, source_hash: str) -> None:
-    """Raise CalibrationError unless the statistics are of this model."""
-    if calibration.source_hash != source_hash:
-        raise CalibrationError(
-            "the calibration file was made from another model (the hashes of their contents differ); "
-            "run onnxq calibrate on this one"
+            f"the calibration has no statistics of {len(missing)} tensors that are quantized now, the first {missing[0]}; "
+            "collect them with: onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
         )

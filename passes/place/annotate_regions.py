@@ -92,11 +92,16 @@ def _largest_consistent(model: Model, compute: set[Node], candidates: set[Node])
     """The largest set with the compute nodes in which every other member has the neighbours that it needs."""
     integer = compute | candidates
     makers = {id(t): n for n in integer for t in (*n.outputs, model.absorbed(n))}
-    while True:
-        wrong = {n for n in integer - compute if not _consistent(model, n, integer, compute, makers)}
-        if not wrong:
-            return integer
-        integer = integer - wrong
+    waiting = [n for n in reversed(model.graph.nodes) if n in candidates]
+    while waiting:
+        node = waiting.pop()
+        if node not in integer or node in compute or _consistent(model, node, integer, compute, makers):
+            continue
+        integer.remove(node)
+        readers = [n for t in (*node.outputs, model.absorbed(node)) for n, _ in model.graph.readers(t)]
+        around = [makers.get(id(t)) for t in node.inputs] + readers
+        waiting += [n for n in around if n is not None and n in integer]
+    return integer
 
 
 def _consistent(model: Model, node: Node, integer: set[Node], compute: set[Node], makers: dict[int, Node]) -> bool:
@@ -145,6 +150,15 @@ def _quantize_output(model: Model, node: Node) -> None:
         readers = model.readers(result)
         rule = target.compute[node.op].output if node.op in target.compute else "required"
         wanted = any(r[0] != OUTPUT and r in model.quantized_inputs for r in readers)
-        if rule == "required" or wanted:
+        if rule == "required" or wanted or _looked_through(model, node, readers):
             model.specs.setdefault(result.name, spec)
             model.quantized_inputs.update(readers)
+
+
+def _looked_through(model: Model, node: Node, readers: list[tuple[str, int]]) -> bool:
+    """Whether the runtime looks for the Q of a layer behind the activation after it: one that has a single reader.
+
+    It drops the whole layer from its integers where it finds none there.
+    """
+    follows = model.absorbed(node) is not node.outputs[0] and model.bias_of(node) in (None, (node, 2))
+    return node.op in model.target.compute and follows and len(readers) == 1 and readers[0][0] != OUTPUT

@@ -42,7 +42,10 @@ class RepairSaturation(Pass):
         if not suspects or model.calibration is None or not model.calibration.probes:
             return 0
         rows = self._rows(model, suspects)
-        return sum(self._repair(model, node, rows[node.name]) for node in suspects)
+        by_weight: dict[str, list[Node]] = {}
+        for node in suspects:
+            by_weight.setdefault(node.inputs[1].name, []).append(node)
+        return sum(self._repair(model, name, nodes, rows) for name, nodes in by_weight.items())
 
     def _suspicious(self, model: Model, node: Node) -> bool:
         weight = value(node.inputs[1])
@@ -71,36 +74,37 @@ class RepairSaturation(Pass):
                 found[node.name].append(sample_rows(node, x, weight, 0.0, count, rng))
         return {name: np.concatenate(parts, 1) for name, parts in found.items()}
 
-    def _repair(self, model: Model, node: Node, x: Array) -> int:
-        weight_name = node.inputs[1].name
-        weight, params = np.asarray(value(node.inputs[1])), model.params_of(weight_name)
-        errors = np.stack([_errors(model, node, x, weight, params.scaled(f)) for f in FACTORS])  # (factors, channels)
-        unsaturated = _errors(model, node, x, weight, params, saturate=False)
-        best = errors.argmin(0)
-        least = errors.min(0)
-        scalar = params.scale.ndim == 0
-        if scalar:
-            best = np.asarray(errors.sum(1).argmin())
-            least = errors[int(best)]
-        if errors[0].sum() <= least.sum() * (1 + 1e-9):
+    def _repair(self, model: Model, name: str, nodes: list[Node], rows: dict[str, Array]) -> int:
+        """Choose for one weight, by the errors of all the nodes that read it."""
+        params = model.params_of(name)
+
+        def errors_of(tried: QuantParams, *, saturate: bool = True) -> Array:
+            return np.sum([_errors(model, node, rows[node.name], tried, saturate=saturate) for node in nodes], axis=0)
+
+        errors = np.stack([errors_of(params.scaled(f)) for f in FACTORS])  # (factors, channels)
+        unsaturated = errors_of(params, saturate=False).sum()
+        best, least = errors.argmin(0), errors.min(0).sum()
+        if params.scale.ndim == 0:
+            best, least = np.asarray(errors.sum(1).argmin()), errors.sum(1).min()
+        if errors[0].sum() <= least * (1 + 1e-9):
             return 0
-        inaudible = INAUDIBLE * np.square(_outputs(node, x, weight)).sum()
-        if least.sum() <= max(self.tolerance * unsaturated.sum(), inaudible):
-            model.params[weight_name] = params.scaled(np.asarray(FACTORS, np.float32)[best])
+        inaudible = INAUDIBLE * sum(np.square(_outputs(node, rows[node.name])).sum() for node in nodes)
+        if least <= max(self.tolerance * unsaturated, inaudible):
+            model.params[name] = params.scaled(np.asarray(FACTORS, np.float32)[best])
         else:
             shifted = (params.zero_point.astype(np.int16) + 128).astype(np.uint8)
-            model.params[weight_name] = replace(params, zero_point=shifted, type=QuantType.UINT8)
+            model.params[name] = replace(params, zero_point=shifted, type=QuantType.UINT8)
         return 1
 
 
-def _outputs(node: Node, x: Array, weight: Array) -> Array:
+def _outputs(node: Node, x: Array) -> Array:
     """The layer's float outputs without bias on rows x (groups, R, K): (groups, R, output channels of a group)."""
-    return x @ rows_of_weight(node, weight).transpose(0, 2, 1)
+    return x @ rows_of_weight(node, np.asarray(value(node.inputs[1]))).transpose(0, 2, 1)
 
 
-def _errors(model: Model, node: Node, x: Array, weight: Array, params: QuantParams, *, saturate: bool = True) -> Array:
+def _errors(model: Model, node: Node, x: Array, params: QuantParams, *, saturate: bool = True) -> Array:
     """Sum of squared output errors by output channel (M,) of the integer kernel on rows x (groups, R, K)."""
-    activation = model.params_of(node.inputs[0].name)
+    activation, weight = model.params_of(node.inputs[0].name), np.asarray(value(node.inputs[1]))
     codes = quantize(weight, params)
     exact, integer = rows_of_weight(node, weight), rows_of_weight(node, codes)
     rounded = rows_of_weight(node, dequantize(codes, params))
