@@ -14,6 +14,7 @@ from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds
 from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantType
 
 PER_CHANNEL_OPSET = 13
+LONGEST_BASE = 24
 
 if TYPE_CHECKING:
     from onnxq.calibration import Calibration
@@ -175,18 +176,20 @@ class Model:
         """The initializers x_scale and x_zero_point of a tensor; tensors that share parameters share them."""
         root, params = self.root(tensor), self.params_of(tensor)
         if root not in self.constants:
-            scale = self.graph.constant(f"{root}_scale", params.scale)
-            self.constants[root] = scale, self.graph.constant(f"{root}_zero_point", params.zero_point)
+            scale = self.graph.constant(f"{short_name(root)}_scale", params.scale)
+            zero_point = self.graph.constant(f"{short_name(root)}_zero_point", params.zero_point)
+            self.constants[root] = scale, zero_point
         return self.constants[root]
 
     def insert_dequantized(self, tensor: Constant, codes: np.ndarray, params: QuantParams) -> None:
-        """Replace a constant by its integer codes and the DequantizeLinear that reads them."""
-        graph, base = self.graph, tensor.name
-        inputs = [
-            graph.constant(f"{base}_quantized", codes),
-            graph.constant(f"{base}_scale", params.scale),
-            graph.constant(f"{base}_zero_point", params.zero_point),
-        ]
+        """Replace a constant by its integer codes and the DequantizeLinear that reads them.
+
+        int32 codes have no zero point: the specification lets it be 0 only.
+        """
+        graph, base = self.graph, short_name(tensor.name)
+        inputs = [graph.constant(f"{base}_quantized", codes), graph.constant(f"{base}_scale", params.scale)]
+        if params.type is not QuantType.INT32:
+            inputs.append(graph.constant(f"{base}_zero_point", params.zero_point))
         result = graph.variable(f"{base}_DequantizeLinear_Output", np.float32, codes.shape)
         attrs = {"axis": params.granularity.axis} if isinstance(params.granularity, PerAxis) else {}
         nodes = {n.name: n for n in tensor.outputs}
@@ -226,6 +229,15 @@ class Model:
     def compute_nodes(self) -> Iterator[Node]:
         """The nodes that can start an integer region on the target: Conv, MatMul, Gemm."""
         yield from self.graph.find(*self.target.compute)
+
+
+def short_name(name: str) -> str:
+    """What the names of a tensor's Q, DQ and parameters begin with: its name, or the end of one that is long.
+
+    Each such name stands several times in the file; exporters that join a whole path into a name would make these names
+    outweigh the weights.
+    """
+    return name if len(name) <= LONGEST_BASE else name[-LONGEST_BASE:].lstrip("/.:;_")
 
 
 def verify(model: Model) -> None:

@@ -40,6 +40,7 @@ FLOAT: tuple[type[Pass], ...] = (
     p.RemoveCast,  # needs types
     p.RemoveReshapePairs,
     p.RemoveTransposePairs,
+    p.DeduplicateConstants,  # before fusing, which gives each layer constants of its own
     p.FuseConvBatchnorm,  # before fold-batchnorm, which takes what is left
     p.FuseGemmBatchnorm,
     p.FusePad,  # needs constant pads
@@ -128,6 +129,7 @@ def quantize(
         raise RecipeError("max-drop needs a metric: give data with labels, or --metric")
     quantized, records = _quantize(prepared, chosen)
     proto = quantized.graph.to_proto()
+    del proto.graph.value_info[:]  # of the float graph, and inferred: the runtime infers it again
     report = _report(prepared, quantized, proto, chosen, records, out)
     if validate:
         samples, name = (evaluation, "evaluation") if evaluation is not None else (prepared.model.samples, "calibration")

@@ -3,6 +3,7 @@
 if __name__ != "onnxq.passes":
     raise ImportError("import onnxq.passes, not passes: a second copy of every class would not be the same class")
 
+from onnxq.passes.canonicalize.deduplicate_constants import DeduplicateConstants
 from onnxq.passes.canonicalize.fold_constants import FoldConstants
 from onnxq.passes.canonicalize.fold_shapes import FoldShapes
 from onnxq.passes.canonicalize.infer_shapes import InferShapes
@@ -49,6 +50,7 @@ PASSES = {
         RemoveCast,
         RemoveReshapePairs,
         RemoveTransposePairs,
+        DeduplicateConstants,
         FuseConvBatchnorm,
         FuseGemmBatchnorm,
         FusePad,

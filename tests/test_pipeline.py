@@ -273,3 +273,64 @@ def test_what_stays_float_has_a_reason(text: str, why: str) -> None:
     (entry,) = report.ledger.values()
     assert entry.reason is not None
     assert entry.reason.name == why
+
+
+def test_what_the_runtime_does_not_fuse_is_left_in_float_and_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit is told that it never saw `second` in an integer kernel, as on a runtime that does not fuse it."""
+    real = audit.run_in_integers
+    monkeypatch.setattr(audit, "run_in_integers", lambda proto, model: real(proto, model) - {"second"})
+    proto, feeds = small(THREE_CONVS)
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    states = {name: (entry.state, entry.reason and entry.reason.name) for name, entry in report.ledger.items()}
+    assert states["second"] == (State.FLOAT, "NOT_FUSED")
+    assert states["first"][0] is states["third"][0] is State.INTEGER
+    assert any("did not fuse 1 nodes" in note for note in report.notes)
+    assert {n.name: n.op_type for n in runtime.optimized(report.model).graph.node}["second"] in ("Conv", "FusedConv")
+
+
+def test_nodes_of_bodies_and_of_local_functions_are_in_the_ledger() -> None:
+    nested = """net (bool c, float[2, 4] x) => (float[2, 4] y)
+    <float[4, 4] w> {
+      y = If (c) <
+        then_branch = outer () => (float[2, 4] t) {
+          t = If (c) <
+            then_branch = inner () => (float[2, 4] i) { [deep] i = MatMul (x, w) },
+            else_branch = other () => (float[2, 4] o) { o = Relu (x) }
+          >
+        },
+        else_branch = last () => (float[2, 4] e) { e = Tanh (x) }
+      >
+    }"""
+    proto, feeds = small(nested)
+    feeds = [{"c": np.array(True), "x": f["x"]} for f in feeds]
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    assert report.ledger["deep"].reason is not None
+    assert report.ledger["deep"].reason.name == "IN_BODY"
+    function = """<ir_version: 9, opset_import: ["" : 17, "local" : 1]>
+    net (float[2, 4] x, float[4, 4] w) => (float[2, 4] y) { y = local.Linear (x, w) }
+    <domain: "local", opset_import: ["" : 17]> Linear (a, b) => (c) { m = MatMul (a, b) c = Relu (m) }"""
+    proto = onnx.parser.parse_model(function)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"))
+    proto.graph.input.pop()
+    report = onnxq.quantize(proto, [{"x": f["x"]} for f in feeds], target="cpu", validate=False)
+    assert [(e.op, e.state) for e in report.ledger.values()] == [("MatMul", State.INTEGER)]
+
+
+def test_options_are_put_over_a_recipe_object() -> None:
+    proto, feeds = small(THREE_CONVS)
+    report = onnxq.quantize(proto, feeds, recipe=Recipe(observer="kl"), target="cpu", exclude="second", validate=False)
+    assert (report.target, report.observer) == ("cpu", "kl")
+    assert report.ledger["second"].state is State.FLOAT
+    with pytest.raises(RecipeError, match="unknown pass fuse-padd"):
+        onnxq.quantize(proto, feeds, recipe=Recipe(passes={"fuse-padd": False}))
+
+
+def test_a_random_model_is_recorded_as_unprovable_and_keeps_its_passes() -> None:
+    proto, feeds = small(
+        """net (float[2, 4] x) => (float[2, 4] y) <float[4, 4] w> {
+          i = Identity (x) m = MatMul (i, w) r = RandomNormalLike (m) y = Add (m, r)
+        }"""
+    )
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    assert any("differs from itself" in note for note in report.notes)
+    assert not [r for r in report.passes if r.rolled_back]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.graph import Constant, Tensor
-from onnxq.model import OUTPUT, Model
+from onnxq.model import OUTPUT, Model, short_name
 from onnxq.passmanager import Pass
 
 
@@ -42,8 +42,8 @@ class InsertQdq(Pass):
 
 
 def _insert(model: Model, tensor: Tensor, readers: list[tuple[str, int]]) -> None:
-    graph, params, base = model.graph, model.params_of(tensor.name), tensor.name
-    scale, zero_point = model.parameter_constants(base)
+    graph, params, base = model.graph, model.params_of(tensor.name), short_name(tensor.name)
+    scale, zero_point = model.parameter_constants(tensor.name)
     by_all, is_output = model.output_is_quantized(tensor), any(name == OUTPUT for name, _ in readers)
     nodes = {n.name: n for n in dict.fromkeys(tensor.outputs)}
     source, result = tensor, graph.variable(f"{base}_DequantizeLinear_Output", tensor.dtype, tensor.shape)
