@@ -19,7 +19,7 @@ _HOMES = {
     "CalibrationError": "errors",
     "DataError": "errors",
     "GateError": "errors",
-    "ImageOptions": "data",
+    "ImageOptions": "images",
     "ModelError": "errors",
     "OnnxqError": "errors",
     "OutputError": "errors",
@@ -58,7 +58,6 @@ __all__ = [
 
 if TYPE_CHECKING:
     from onnxq.calibration import Calibration
-    from onnxq.data import ImageOptions
     from onnxq.errors import (
         CalibrationError,
         DataError,
@@ -70,6 +69,7 @@ if TYPE_CHECKING:
         RecipeError,
         UnsupportedModelError,
     )
+    from onnxq.images import ImageOptions
     from onnxq.passmanager import Pass, PassManager
     from onnxq.pipeline import calibrate, quantize
     from onnxq.recipe import Recipe

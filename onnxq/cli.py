@@ -17,7 +17,7 @@ from onnxq.errors import OnnxqError, OutputError, RecipeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from onnxq.data import ImageOptions
+    from onnxq.images import ImageOptions
 
 INTERRUPTED = 130  # the exit code, as shells have it
 Progress = Callable[[str, int, int | None], None]
@@ -313,7 +313,7 @@ def _progress(silent: bool) -> Iterator[Progress | None]:
 
 
 def _images(size: str | None, mean: str | None, std: str | None, scale: float, layout: str, order: str) -> ImageOptions:
-    from onnxq.data import ImageOptions
+    from onnxq.images import ImageOptions
 
     def numbers(text: str | None, key: str) -> tuple[float, ...] | None:
         try:

@@ -15,10 +15,11 @@ import onnx
 from onnxq import audit, proof, runtime, target, validation
 from onnxq import passes as p
 from onnxq.calibration import Calibration, hash_of_model
-from onnxq.data import ImageOptions, Samples, load_function, open_samples
+from onnxq.data import Samples, load_function, open_samples
 from onnxq.errors import CalibrationError, DataError, RecipeError, nearest
 from onnxq.files import check_writable
 from onnxq.graph import Graph
+from onnxq.images import ImageOptions
 from onnxq.model import Model, State, verify
 from onnxq.passmanager import UNPROVABLE, Pass, PassManager, PassRecord
 from onnxq.recipe import Recipe

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from onnxq import runtime
-from onnxq.data import ImageOptions, Sample, load_function, open_samples
+from onnxq.data import Sample, load_function, open_samples
 from onnxq.errors import DataError, RecipeError
+from onnxq.images import ImageOptions
 from onnxq.runtime import Session
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]

@@ -11,8 +11,9 @@ import onnx
 import pytest
 from PIL import Image
 
-from onnxq.data import ImageOptions, Samples, load_function, open_samples
+from onnxq.data import Samples, load_function, open_samples
 from onnxq.errors import DataError, RecipeError
+from onnxq.images import ImageOptions
 from onnxq.runtime import Session
 from tests import tiny
 
