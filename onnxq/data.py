@@ -204,6 +204,9 @@ def _stacked(arrays: dict[str, np.ndarray], where: str, inputs: Sequence[TensorI
     total = next(iter(lengths.values())) // step
     if total == 0:
         raise DataError(f"{where}: the model takes batches of {step}, and there are fewer samples than that")
+    rest = next(iter(lengths.values())) % step
+    if rest:
+        raise DataError(f"{where}: the model takes batches of {step}, which leaves {rest} samples over; drop or add some")
 
     def read() -> Iterator[Sample]:
         for k in range(total):

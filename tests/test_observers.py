@@ -131,3 +131,15 @@ def test_bad_observers_are_explained(text: str, words: str) -> None:
 def test_options_are_read() -> None:
     assert observer("percentile{lower=0.5, upper=99.0}") == Percentile(lower=0.5, upper=99.0)
     assert observer("kl{bins=2048}") == Kl(bins=2048)
+
+
+def test_divergence_spreads_a_level_over_its_non_empty_bins_only() -> None:
+    """Level {4, 0}: all of it goes to the bin that holds something, so nothing is lost by merging."""
+    assert divergence(np.array([4.0, 0.0, 2.0, 2.0]), 0, 4, 2) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_symmetric_kl_is_the_same_for_mirrored_data() -> None:
+    x = np.append(np.abs(NORMAL), 40.0)
+    one, other = (Kl().choose(sketch_of(sign * x), QuantType.INT8, symmetric=True) for sign in (1, -1))
+    assert one == pytest.approx(other, rel=2e-3)
+    assert one[1] < 20

@@ -171,3 +171,33 @@ def test_a_model_that_the_runtime_cannot_load_is_a_model_error() -> None:
     proto.graph.node[0].op_type = "NoSuchOp"
     with pytest.raises(ModelError, match="onnxruntime cannot load the model"):
         Session(proto)
+
+
+def test_the_half_width_is_that_of_the_paired_difference() -> None:
+    """Four samples: the candidate loses one, gains none; the difference is 1, 0, 0, 0."""
+    x = np.eye(4, dtype=np.float32)
+    samples = [Sample({"x": x[k : k + 1]}, np.array([k]), f"sample {k}") for k in range(4)]
+    text = SCALE.replace("float[1] w = {%s}", "float[4] w = {%s}")
+    candidate = Session(onnx.parser.parse_model(text % "-1, 1, 1, 1"), threads=1)
+    found = accuracy([scaled(1.0), scaled(1.0), candidate], samples, data="test")
+    assert found.drop == 25.0
+    assert found.half_width == pytest.approx(196.0 * np.std([1, 0, 0, 0]) / 2)
+    lost_by_both = accuracy([candidate, candidate, candidate], samples, data="test")
+    assert lost_by_both.half_width == 0.0
+
+
+def test_transposed_operands_and_convolutions_are_counted() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+    net (float[5, 2] a, float[1, 3, 4, 4] x) => (float[2, 7] y, float[] z)
+    <float[5, 7] w, float[3, 6, 2, 2] v> {
+      [gemm] y = Gemm <transA = 1> (a, w)
+      [up] z = ConvTranspose <strides = [2, 2]> (x, v)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.output[1].type.tensor_type.ClearField("shape")
+    for info in proto.graph.value_info:
+        shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), info.name))
+    del proto.graph.value_info[:]
+    feed = {"a": np.ones((5, 2), np.float32), "x": np.ones((1, 3, 4, 4), np.float32)}
+    assert multiply_accumulates(Graph.from_proto(proto), feed) == {"gemm": 2 * 7 * 5, "up": 3 * 16 * 6 * 4}
