@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,7 +15,7 @@ from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds
 from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantType
 
 PER_CHANNEL_OPSET = 13
-LONGEST_BASE = 24
+LONGEST_BASE = 16
 
 if TYPE_CHECKING:
     from onnxq.calibration import Calibration
@@ -112,6 +113,7 @@ class Model:
     unplaced: frozenset[str] = frozenset()  # nodes that the audit found in float all the same
     refusals: list[tuple[str, str]] = field(default_factory=list)
     constants: dict[str, tuple[Constant, Constant]] = field(default_factory=dict)  # scale and zero point, once lowered
+    zero_points: dict[str, Constant] = field(default_factory=dict)
 
     def fork(self) -> Model:
         """A twin that can be changed without changing this one. Arrays are shared; they are never written in place."""
@@ -177,27 +179,37 @@ class Model:
         root, params = self.root(tensor), self.params_of(tensor)
         if root not in self.constants:
             scale = self.graph.constant(f"{short_name(root)}_scale", params.scale)
-            zero_point = self.graph.constant(f"{short_name(root)}_zero_point", params.zero_point)
-            self.constants[root] = scale, zero_point
+            self.constants[root] = scale, self._zero_point(params)
         return self.constants[root]
+
+    def _zero_point(self, params: QuantParams) -> Constant:
+        """Tensors with the same zero point share one: most are 0."""
+        zero_point = np.asarray(params.zero_point)
+        if zero_point.ndim:
+            return self.graph.constant("zero_points", zero_point)
+        key = f"{zero_point.dtype}_{zero_point}"
+        if key not in self.zero_points:
+            self.zero_points[key] = self.graph.constant(f"zero_point_{zero_point}", zero_point)
+        return self.zero_points[key]
 
     def insert_dequantized(self, tensor: Constant, codes: np.ndarray, params: QuantParams) -> None:
         """Replace a constant by its integer codes and the DequantizeLinear that reads them.
 
-        int32 codes have no zero point: the specification lets it be 0 only.
+        A zero point of 0 is left out for int32 codes, which can have no other, and for the weight of a Conv. MatMul and Gemm
+        stay float in onnxruntime 1.31 where it is left out and no Q follows.
         """
         graph, base = self.graph, short_name(tensor.name)
-        inputs = [graph.constant(f"{base}_quantized", codes), graph.constant(f"{base}_scale", params.scale)]
-        if params.type is not QuantType.INT32:
-            inputs.append(graph.constant(f"{base}_zero_point", params.zero_point))
-        result = graph.variable(f"{base}_DequantizeLinear_Output", np.float32, codes.shape)
+        by_convs = all(n.op == "Conv" for n in tensor.outputs)
+        inputs = [graph.constant(f"{base}_q", codes), graph.constant(f"{base}_scale", params.scale)]
+        if np.any(params.zero_point) or not (params.type is QuantType.INT32 or (params.type.signed and by_convs)):
+            inputs.append(self._zero_point(params))
+        result = graph.variable(f"{base}_dq", np.float32, codes.shape)
         attrs = {"axis": params.granularity.axis} if isinstance(params.granularity, PerAxis) else {}
         nodes = {n.name: n for n in tensor.outputs}
         for name, index in self.quantized_inputs.intersection(self.readers(tensor)):
             graph.set_input(nodes[name], index, result)  # who reads it in float goes on reading the float constant
             self.quantized_inputs.discard((name, index))
-        name = f"{base}_DequantizeLinear"
-        graph.insert("DequantizeLinear", inputs, [result], attrs, name=name, domain=self.qdq_domain)
+        graph.insert("DequantizeLinear", inputs, [result], attrs, name=f"{base}_DQ", domain=self.qdq_domain)
 
     def absorbed(self, node: Node) -> Tensor:
         """The tensor in which a node's result leaves it: its output, or that of the activation that its Q takes in.
@@ -232,12 +244,16 @@ class Model:
 
 
 def short_name(name: str) -> str:
-    """What the names of a tensor's Q, DQ and parameters begin with: its name, or the end of one that is long.
+    """What the names of a tensor's Q, DQ and parameters begin with: its name, or the last whole words of one that is long.
 
     Each such name stands several times in the file; exporters that join a whole path into a name would make these names
     outweigh the weights.
     """
-    return name if len(name) <= LONGEST_BASE else name[-LONGEST_BASE:].lstrip("/.:;_")
+    if len(name) <= LONGEST_BASE:
+        return name
+    end = name[-LONGEST_BASE:]
+    words = re.split(r"[/.:;_]+", end, maxsplit=1)
+    return words[1] if len(words) == 2 and words[1] else end
 
 
 def verify(model: Model) -> None:

@@ -73,6 +73,7 @@ LOWER: tuple[type[Pass], ...] = (
     p.InsertQdq,
     p.RemoveRedundantPairs,
     p.DeduplicateQdq,
+    p.RemoveAbsorbedActivations,  # before insert-float-guards, which looks for the Q behind a float layer
     p.InsertFloatGuards,  # last: it looks at the Q and DQ that are left
 )
 
@@ -290,14 +291,14 @@ def _stamp(model: Model, recipe: Recipe, prepared: _Prepared) -> None:
     """Provenance into the file's metadata; nothing in it depends on the time or the place."""
     from onnxq import __version__
 
-    ledger = {
-        name: [e.op, e.state.value, "" if e.reason is None else e.reason.name.lower(), e.detail]
-        for name, e in model.ledger.items()
-    }
+    ledger: dict[str, dict[str, list[Any]]] = {}  # state, op type, then names: with their reason where they have one
+    for name, e in model.ledger.items():
+        line = name if e.reason is None else [name, e.reason.name.lower(), *([e.detail] if e.detail else [])]
+        ledger.setdefault(e.state.value, {}).setdefault(e.op, []).append(line)
     model.graph.set_metadata("onnxq.version", __version__)
     model.graph.set_metadata("onnxq.recipe", recipe.model_dump_json(by_alias=True))
     model.graph.set_metadata("onnxq.source_sha256", prepared.source_hash)
-    model.graph.set_metadata("onnxq.ledger", json.dumps(ledger))
+    model.graph.set_metadata("onnxq.ledger", json.dumps(ledger, separators=(",", ":")))
 
 
 def _report(

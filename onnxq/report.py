@@ -213,7 +213,7 @@ def inspection_page(path: Path) -> tuple[Table, dict[str, Any]]:
         table.add_row(op, str(count), kind)
     for name in found.dequantized_in_front:
         table.add_row(name, "1", "float, reads a DequantizeLinear")
-    for name, (op, state, reason, detail) in ledger.items():
-        if state == "float":
-            table.add_row(f"{op} {name}", "1", f"float: {reason}{f' ({detail})' if detail else ''}")
+    for op, lines in ledger.get("float", {}).items():
+        for name, reason, *detail in lines:
+            table.add_row(f"{op} {name}", "1", f"float: {reason}{f' ({detail[0]})' if detail else ''}")
     return table, {"schema": SCHEMA, **_plain(found), "ledger": ledger, "metadata": metadata.get("onnxq.version")}

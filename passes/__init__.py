@@ -27,6 +27,7 @@ from onnxq.passes.lower.insert_float_guards import InsertFloatGuards
 from onnxq.passes.lower.insert_qdq import InsertQdq
 from onnxq.passes.lower.quantize_biases import QuantizeBiases
 from onnxq.passes.lower.quantize_weights import QuantizeWeights
+from onnxq.passes.lower.remove_absorbed_activations import RemoveAbsorbedActivations
 from onnxq.passes.lower.remove_redundant_pairs import RemoveRedundantPairs
 from onnxq.passes.observe.choose_ranges import ChooseRanges
 from onnxq.passes.observe.choose_weight_ranges import ChooseWeightRanges
@@ -74,6 +75,7 @@ PASSES = {
         InsertQdq,
         RemoveRedundantPairs,
         DeduplicateQdq,
+        RemoveAbsorbedActivations,
         InsertFloatGuards,
     )
 }

@@ -46,7 +46,7 @@ def _insert(model: Model, tensor: Tensor, readers: list[tuple[str, int]]) -> Non
     scale, zero_point = model.parameter_constants(tensor.name)
     by_all, is_output = model.output_is_quantized(tensor), any(name == OUTPUT for name, _ in readers)
     nodes = {n.name: n for n in dict.fromkeys(tensor.outputs)}
-    source, result = tensor, graph.variable(f"{base}_DequantizeLinear_Output", tensor.dtype, tensor.shape)
+    source, result = tensor, graph.variable(f"{base}_dq", tensor.dtype, tensor.shape)
     if is_output:
         source, result = graph.variable(f"{base}_float", tensor.dtype, tensor.shape), tensor
         maker = graph.producer(tensor)
@@ -60,7 +60,7 @@ def _insert(model: Model, tensor: Tensor, readers: list[tuple[str, int]]) -> Non
             graph.set_input(nodes[name], index, result)
     if by_all and not is_output:
         graph.replace_uses(tensor, result)  # what is left are the bodies that capture it
-    codes = graph.variable(f"{base}_QuantizeLinear_Output", params.type.dtype, tensor.shape)
+    codes = graph.variable(f"{base}_q", params.type.dtype, tensor.shape)
     domain = model.qdq_domain
-    graph.insert("QuantizeLinear", [source, scale, zero_point], [codes], name=f"{base}_QuantizeLinear", domain=domain)
-    graph.insert("DequantizeLinear", [codes, scale, zero_point], [result], name=f"{base}_DequantizeLinear", domain=domain)
+    graph.insert("QuantizeLinear", [source, scale, zero_point], [codes], name=f"{base}_Q", domain=domain)
+    graph.insert("DequantizeLinear", [codes, scale, zero_point], [result], name=f"{base}_DQ", domain=domain)

@@ -18,7 +18,7 @@ class QuantizeBiases(Pass):
     """Store every bias as int32 at input scale x weight scale.
 
     Given:   %1 = Conv(%0, W, B)                                         specs: B derived from %0 and W
-    Result:  %2 = DequantizeLinear(int32 B_quantized, x_scale * W_scale);  %1 = Conv(%0, W, %2)
+    Result:  %2 = DequantizeLinear(int32 B_q, x_scale * W_scale);  %1 = Conv(%0, W, %2)
     Refused: nothing; a code that overflows is clipped.
     """
 

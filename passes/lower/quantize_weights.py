@@ -18,7 +18,7 @@ class QuantizeWeights(Pass):
     """Store every constant that a spec observes as integers.
 
     Given:   %1 = Conv(%0, W)                                            specs: W observed; params of W
-    Result:  %2 = DequantizeLinear(int8 W_quantized, W_scale, W_zero_point) {axis};  %1 = Conv(%0, %2)
+    Result:  %2 = DequantizeLinear(int8 W_q, W_scale) {axis};  %1 = Conv(%0, %2)
     Refused: a constant without a spec.
     """
 
