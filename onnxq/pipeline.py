@@ -42,6 +42,15 @@ FLOAT: tuple[type[Pass], ...] = (
     p.RemoveReshapePairs,
     p.RemoveTransposePairs,
     p.DeduplicateConstants,  # before fusing, which gives each layer constants of its own
+    p.FuseClip,  # the recognisers, before anything takes their patterns apart; each before those that build on it
+    p.FuseHardswish,  # before fuse-hardsigmoid, which takes a part of it
+    p.FuseHardsigmoid,
+    p.FuseSigmoid,
+    p.FuseGelu,
+    p.FuseSoftmax,
+    p.FuseInstancenorm,  # before fuse-layernorm, which takes what is left
+    p.FuseLayernorm,
+    p.FuseRmsnorm,
     p.FuseConvBatchnorm,  # before fold-batchnorm, which takes what is left
     p.FuseGemmBatchnorm,
     p.FusePad,  # needs constant pads

@@ -16,12 +16,21 @@ from onnxq.passes.canonicalize.remove_transpose_pairs import RemoveTransposePair
 from onnxq.passes.fuse.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.fuse.fold_div import FoldDiv
 from onnxq.passes.fuse.fold_sub import FoldSub
+from onnxq.passes.fuse.fuse_clip import FuseClip
 from onnxq.passes.fuse.fuse_conv_affine import FuseConvAffine
 from onnxq.passes.fuse.fuse_conv_batchnorm import FuseConvBatchnorm
+from onnxq.passes.fuse.fuse_gelu import FuseGelu
 from onnxq.passes.fuse.fuse_gemm_batchnorm import FuseGemmBatchnorm
+from onnxq.passes.fuse.fuse_hardsigmoid import FuseHardsigmoid
+from onnxq.passes.fuse.fuse_hardswish import FuseHardswish
+from onnxq.passes.fuse.fuse_instancenorm import FuseInstancenorm
+from onnxq.passes.fuse.fuse_layernorm import FuseLayernorm
 from onnxq.passes.fuse.fuse_matmul_add import FuseMatmulAdd
 from onnxq.passes.fuse.fuse_pad import FusePad
 from onnxq.passes.fuse.fuse_reducemean import FuseReducemean
+from onnxq.passes.fuse.fuse_rmsnorm import FuseRmsnorm
+from onnxq.passes.fuse.fuse_sigmoid import FuseSigmoid
+from onnxq.passes.fuse.fuse_softmax import FuseSoftmax
 from onnxq.passes.lower.deduplicate_qdq import DeduplicateQdq
 from onnxq.passes.lower.insert_float_guards import InsertFloatGuards
 from onnxq.passes.lower.insert_qdq import InsertQdq
@@ -52,6 +61,15 @@ PASSES = {
         RemoveReshapePairs,
         RemoveTransposePairs,
         DeduplicateConstants,
+        FuseClip,
+        FuseHardsigmoid,
+        FuseHardswish,
+        FuseSigmoid,
+        FuseGelu,
+        FuseSoftmax,
+        FuseInstancenorm,
+        FuseLayernorm,
+        FuseRmsnorm,
         FuseConvBatchnorm,
         FuseGemmBatchnorm,
         FusePad,

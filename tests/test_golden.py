@@ -16,6 +16,7 @@ select and refine, which measure, a second run must find nothing to do.
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_every_pass_is_a_file_of_its_name_and_has_its_cases(name: str) -> None:
     unchanged = [p for p in cases if split(p.read_text(encoding="utf-8"))[1]["result"] == "unchanged\n"]
     assert unchanged, f"{name} has no case in which nothing changes"
     assert len(unchanged) < len(cases), f"{name} has no case in which it fires"
+
+
+@pytest.mark.parametrize("name", [n for n, kind in PASSES.items() if hasattr(sys.modules[kind.__module__], "match")])
+def test_every_recogniser_knows_several_exporters_and_refuses_a_near_miss(name: str) -> None:
+    cases = {p.stem: split(p.read_text(encoding="utf-8"))[1]["result"] for p in CASES if p.parent.name == name}
+    found = [
+        case for case in cases if re.match("pytorch|tensorflow|keras|paddle|jax", case) and cases[case] != "unchanged\n"
+    ]
+    missed = [case for case in cases if case.startswith("near-")]
+    assert len({case.split("-")[0] for case in found}) >= 1, f"{name} has no case of an exporter"
+    assert missed, f"{name} has no near miss"
+    assert all(cases[case] == "unchanged\n" for case in missed)
 
 
 def split(text: str) -> tuple[dict[str, str], dict[str, str]]:

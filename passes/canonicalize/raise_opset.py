@@ -9,7 +9,8 @@ from typing import ClassVar
 import onnx
 from onnx import version_converter
 
-from onnxq.model import Model
+from onnxq.graph import Graph
+from onnxq.model import PER_CHANNEL_OPSET, Model
 from onnxq.passmanager import Pass
 
 RESIZE_OPSET = 11  # the first in which Resize has modes; before, it had those of _keep_sampling
@@ -17,43 +18,50 @@ RESIZE_OPSET = 11  # the first in which Resize has modes; before, it had those o
 
 @dataclass(frozen=True)
 class RaiseOpset(Pass):
-    """Raise the opset to the first that has per-channel DequantizeLinear.
+    """Raise the opset to the first that has LayerNormalization, or else to the first that has per-channel DequantizeLinear.
 
     Given:   opset 4:  %y = Reshape(%x) {shape=[1, -1]}
-    Result:  opset 13: %y = Reshape(%x, [1, -1])
-    Refused: the opset is `version` or newer; onnx's converter has no adapter for an op (Q
-             and DQ of com.microsoft are emitted then, which need opset 10).
+    Result:  opset 17: %y = Reshape(%x, [1, -1])                    13 where onnx's converter does not get to 17
+    Refused: the opset is `version` or newer; the converter has no adapter for an op (where it is below 13 then, Q and DQ
+             of com.microsoft are emitted, which need opset 10).
     """
 
     name: ClassVar[str] = "raise-opset"
-    version: int = 13
+    version: int = 17
 
     def apply(self, model: Model) -> int:
         graph = model.graph
-        if graph.opset >= self.version:
-            return 0
-        proto = graph.to_proto()
-        used = {n.domain for n in _nodes(proto.graph)} | {""}
-        kept = [o for o in proto.opset_import if o.domain in used]
-        del proto.opset_import[:]
-        proto.opset_import.extend(kept)
-        proto.ir_version = max(proto.ir_version, 4)  # before 4 every initializer had to be an input too
-        initializers = {t.name for t in proto.graph.initializer}
-        inputs = [i for i in proto.graph.input if i.name not in initializers]
-        del proto.graph.input[:]
-        proto.graph.input.extend(inputs)
-        try:
-            raised = version_converter.convert_version(proto, self.version)
-            if graph.opset < RESIZE_OPSET:
-                _keep_sampling(raised)
-            onnx.checker.check_model(raised)
-        except Exception as error:  # the converter raises plain RuntimeErrors and its own ConvertError
-            why = f"onnx cannot convert opset {graph.opset} to {self.version}: {str(error).splitlines()[0][:200]}"
-            model.refusals.append(("model", why))
-            return 0
-        raised.ir_version = max(raised.ir_version, 8)
-        graph.replace(raised)
-        return 1
+        for version in (self.version, PER_CHANNEL_OPSET):
+            if graph.opset >= version:
+                return 0
+            try:
+                raised = _raised(graph, version)
+            except Exception as error:  # the converter raises plain RuntimeErrors and its own ConvertError
+                why = f"onnx cannot convert opset {graph.opset} to {version}: {str(error).splitlines()[0][:200]}"
+                model.refusals.append(("model", why))
+                continue
+            graph.replace(raised)
+            return 1
+        return 0
+
+
+def _raised(graph: Graph, version: int) -> onnx.ModelProto:
+    proto = graph.to_proto()
+    used = {n.domain for n in _nodes(proto.graph)} | {""}
+    kept = [o for o in proto.opset_import if o.domain in used]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+    proto.ir_version = max(proto.ir_version, 4)  # before 4 every initializer had to be an input too
+    initializers = {t.name for t in proto.graph.initializer}
+    inputs = [i for i in proto.graph.input if i.name not in initializers]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    raised = version_converter.convert_version(proto, version)
+    if graph.opset < RESIZE_OPSET:
+        _keep_sampling(raised)
+    onnx.checker.check_model(raised)
+    raised.ir_version = max(raised.ir_version, 8)
+    return raised
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
