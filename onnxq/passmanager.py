@@ -88,15 +88,16 @@ class PassManager:
         """Each pass once, in order."""
         return [self._apply(p, subject) for p in passes]
 
-    def run_exact(self, subject: S, passes: Sequence[Pass]) -> tuple[S, list[PassRecord]]:
-        """The passes, over and over until none has anything left to do, with the result proved equal to what came in.
+    def run_exact(self, subject: S, passes: Sequence[Pass], *, once: bool = False) -> tuple[S, list[PassRecord]]:
+        """The passes, over and over until none has anything left to do, or once; the result is proved equal to what came in.
 
         On a mismatch the guilty pass is found by bisection, left out, and the rest run again from the start. A subject that
         differs from itself cannot be proved; the record UNPROVABLE says so, and every pass is kept.
         """
         origin, left_out = subject.fork(), {}
         while True:
-            history, records = self._run_to_fixed_point(subject, [p for p in passes if p.name not in left_out])
+            kept = [p for p in passes if p.name not in left_out]
+            history, records = self._run_to_fixed_point(subject, kept, 1 if once else MOST_ROUNDS)
             records += [PassRecord(name, 0, (), 0.0, why) for name, why in left_out.items()]
             difference = self._prove(origin, subject)
             if difference is None:
@@ -108,10 +109,12 @@ class PassManager:
             left_out[guilty.name] = why
             subject = origin.fork()
 
-    def _run_to_fixed_point(self, subject: Subject, passes: Sequence[Pass]) -> tuple[list[Pass], list[PassRecord]]:
+    def _run_to_fixed_point(
+        self, subject: Subject, passes: Sequence[Pass], rounds: int
+    ) -> tuple[list[Pass], list[PassRecord]]:
         history: list[Pass] = []
         total: dict[str, PassRecord] = {}
-        for _ in range(MOST_ROUNDS):
+        for _ in range(rounds):
             changed = False
             for p in passes:
                 record = self._apply(p, subject)
@@ -122,7 +125,7 @@ class PassManager:
                 if record.rewrites:
                     changed = True
                     history.append(p)
-            if not changed:
+            if not changed or rounds == 1:
                 return history, list(total.values())
         busy = history[-1].name if history else "none"
         raise PassError(f"the passes still find work after {MOST_ROUNDS} rounds, {busy} last; leave it out in a recipe")

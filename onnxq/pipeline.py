@@ -61,6 +61,10 @@ FLOAT: tuple[type[Pass], ...] = (
     p.FuseConvAffine,
     p.FoldBatchnorm,
 )
+EQUALIZE: tuple[type[Pass], ...] = (  # float passes too, and proved; once, after a first look at the activations
+    p.EqualizeLayers,
+    p.EqualizeGates,
+)
 PLACE: tuple[type[Pass], ...] = (
     p.AnnotateCompute,  # what starts integer regions
     p.AnnotateRegions,  # grows them
@@ -174,7 +178,7 @@ def calibrate(
     prepared = _prepare(
         source, data, chosen, max_samples=max_samples, images=images, threads=threads, progress=progress
     )  # fmt: skip
-    placed = prepared.model.fork()
+    placed = _equalize(prepared, chosen)[0].fork()
     prepared.manager.run(placed, _passes((*PLACE, p.CollectStatistics), chosen))
     assert placed.calibration is not None
     placed.calibration.source_hash = prepared.source_hash
@@ -230,6 +234,11 @@ def _prepare(
     model = Model(graph, chosen, calibration=collected, samples=samples, threads=threads, progress=progress)
     manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
     model, records = manager.run_exact(model, _passes(FLOAT, recipe))
+    if collected is not None and collected.graph_hash != hash_of_model(model.graph.to_proto()):
+        raise CalibrationError(
+            "the calibration was made with other float passes, another opset or another onnxq; collect it again with: "
+            "onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
+        )
     model.reference = model.graph.copy()
     model.excluded = _excluded(model.graph, recipe.exclude)
     return _Prepared(source, digest, model, manager, records, inputs, device, original.ByteSize())
@@ -277,9 +286,21 @@ def _excluded(graph: Graph, patterns: Sequence[str]) -> frozenset[str]:
     return frozenset(found)
 
 
+def _equalize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
+    """The float model with its channels evened out by a first look at the activations, which is kept."""
+    first = prepared.model.fork()
+    prepared.manager.run(first, _passes((*PLACE, p.CollectStatistics), recipe))
+    start = prepared.model.fork()
+    start.calibration = first.calibration
+    start, records = prepared.manager.run_exact(start, _passes(EQUALIZE, recipe), once=True)
+    if any(r.rewrites for r in records):
+        start.reference = start.graph.copy()
+    return start, records
+
+
 def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
-    """Place, observe, select, refine, lower; then again from the reference without what the runtime did not fuse."""
-    start = prepared.model
+    """Equalize, place, observe, select, refine, lower; then again from placing without what the runtime did not fuse."""
+    start, equalized = _equalize(prepared, recipe)
     while True:
         model = start.fork()
         records = prepared.manager.run(model, _passes(PLACE + OBSERVE, recipe))
@@ -293,7 +314,8 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
     assert model.calibration is not None
     model.calibration.source_hash = prepared.source_hash
     _stamp(model, recipe, prepared)
-    return model, prepared.records + records
+    prepared.model.unplaced, prepared.model.calibration = start.unplaced, start.calibration
+    return model, prepared.records + equalized + records
 
 
 def _stamp(model: Model, recipe: Recipe, prepared: _Prepared) -> None:

@@ -5,7 +5,8 @@
     -> (%1)
 
 Constants print as their type and shape, and with their values up to eight elements where these are integers or booleans
-of rank 0 or 1. Of a Model, `q(...)` marks what a node reads through Q and DQ, and a line a tensor follows the graph:
+of rank 0 or 1, up to four where they are floating-point numbers. Of a Model, `q(...)` marks what a node reads through Q and
+DQ, and a line a tensor follows the graph:
 
     (%0: float32[1, 3, 8, 8])
       %1 = Conv(q(%0), q(float32[4, 3, 3, 3]: int8 by axis 0))
@@ -26,6 +27,7 @@ from onnxq.model import Derived, Fixed, Model, Observed, Shared
 from onnxq.numerics import PerAxis, PerTensor, QuantType
 
 MOST_VALUES = 8
+MOST_FRACTIONS = 4
 
 
 def to_text(subject: Graph | Model) -> str:
@@ -90,11 +92,13 @@ def type_text(tensor: Tensor) -> str:
 def constant_text(tensor: Constant) -> str:
     kind = type_text(tensor)
     size = int(np.prod(tensor.shape)) if tensor.shape else 1
-    if size <= MOST_VALUES and len(tensor.shape or ()) <= 1 and not isinstance(tensor.dtype, int):
-        if np.dtype(tensor.dtype).kind in "biu":
-            return f"{kind}{np.asarray(tensor.values).tolist()}" if tensor.shape else f"{kind}={tensor.values.item()}"
-        if not tensor.shape:
-            return f"{kind}={float(tensor.values):.6g}"
+    if isinstance(tensor.dtype, int):
+        return kind
+    if np.dtype(tensor.dtype).kind in "biu" and size <= MOST_VALUES and len(tensor.shape or ()) <= 1:
+        return f"{kind}{np.asarray(tensor.values).tolist()}" if tensor.shape else f"{kind}={tensor.values.item()}"
+    if np.dtype(tensor.dtype).kind == "f" and size <= MOST_FRACTIONS:
+        values = np.asarray(tensor.values, np.float64)
+        return f"{kind}[{', '.join(f'{v:.4g}' for v in values.reshape(-1))}]" if tensor.shape else f"{kind}={values:.6g}"
     return kind
 
 

@@ -13,6 +13,8 @@ from onnxq.passes.canonicalize.remove_dropout import RemoveDropout
 from onnxq.passes.canonicalize.remove_identity import RemoveIdentity
 from onnxq.passes.canonicalize.remove_reshape_pairs import RemoveReshapePairs
 from onnxq.passes.canonicalize.remove_transpose_pairs import RemoveTransposePairs
+from onnxq.passes.equalize.equalize_gates import EqualizeGates
+from onnxq.passes.equalize.equalize_layers import EqualizeLayers
 from onnxq.passes.fuse.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.fuse.fold_div import FoldDiv
 from onnxq.passes.fuse.fold_sub import FoldSub
@@ -79,6 +81,8 @@ PASSES = {
         FoldDiv,
         FuseConvAffine,
         FoldBatchnorm,
+        EqualizeLayers,
+        EqualizeGates,
         AnnotateCompute,
         AnnotateRegions,
         CollectStatistics,

@@ -54,7 +54,7 @@ class FuseInstancenorm(Pass):
 def _parameters(graph: Graph, found: Match) -> dict[str, np.ndarray] | None:
     """Scale and shift, one for each channel; None where the pattern is not an instance normalization."""
     x = found.tensors["x"]
-    shape = x.shape or ()
+    shape = list(x.shape or [])
     rank = len(shape)
     if rank < 3 or not isinstance(shape[1], int) or normalized_axes(found) != tuple(range(2 - rank, 0)):
         return None

@@ -11,6 +11,8 @@ from onnxq.graph import Constant
 from onnxq.model import Model, Observed
 from onnxq.passmanager import Pass
 
+GATES = ("HardSwish", "HardSigmoid", "Sigmoid")
+
 
 @dataclass(frozen=True)
 class CollectStatistics(Pass):
@@ -18,25 +20,29 @@ class CollectStatistics(Pass):
 
     Given:   specs: %1 observed, %2 shared with %1, W observed (a constant)
     Result:  the graph unchanged; sketches: %1, with per-channel statistics where a Conv, MatMul or Gemm reads it
-    Refused: statistics were given from a file: they are checked to be of this very graph, and nothing is run.
+    Refused: statistics were given from a file: only what they lack is collected, where there are samples.
     """
 
     name: ClassVar[str] = "collect-statistics"
 
     def apply(self, model: Model) -> int:
         wanted = observed_tensors(model)
-        graph_hash = hash_of_model((model.reference or model.graph).to_proto())
-        if model.calibration is not None:
-            _check_same_graph(model.calibration, graph_hash, wanted)
+        known = model.calibration.sketches if model.calibration is not None else {}
+        missing = {name: axis for name, axis in wanted.items() if name not in known}
+        if model.calibration is not None and not missing:
             return 0
         if model.samples is None:
-            raise CalibrationError("there are no samples to calibrate on; give --data, or --calibration")
+            raise CalibrationError(_how_to_collect(model.calibration, list(missing)))
         proto = model.graph.to_proto()
-        model.calibration = collect(
-            proto, wanted, model.samples, threads=model.threads, total=model.samples.length, progress=model.progress
+        found = collect(
+            proto, missing, model.samples, threads=model.threads, total=model.samples.length, progress=model.progress
         )
-        model.calibration.graph_hash = graph_hash
-        return len(wanted)
+        if model.calibration is None:
+            found.graph_hash = hash_of_model((model.reference or model.graph).to_proto())
+            model.calibration = found
+        else:
+            model.calibration.sketches.update(found.sketches)
+        return len(missing)
 
 
 def observed_tensors(model: Model) -> dict[str, int | None]:
@@ -45,6 +51,10 @@ def observed_tensors(model: Model) -> dict[str, int | None]:
     for node in model.compute_nodes():
         if (node.name, 0) in model.quantized_inputs:
             axes[node.inputs[0].name] = 1 if node.op == "Conv" else -1
+    for node in model.graph.find(*GATES):  # equalize-gates looks at what goes in, too
+        maker = model.graph.producer(node.inputs[0])
+        if maker is not None and maker.op == "Conv" and maker.name in model.planned:
+            axes.setdefault(node.inputs[0].name, 1)
     tensors = model.graph.tensors()
     return {
         name: axes.get(name)
@@ -54,16 +64,10 @@ def observed_tensors(model: Model) -> dict[str, int | None]:
     }
 
 
-def _check_same_graph(calibration: Calibration, graph_hash: str, wanted: dict[str, int | None]) -> None:
-    """Raise CalibrationError unless the statistics are of the graph after these very float passes, and complete."""
-    if calibration.graph_hash != graph_hash:
-        raise CalibrationError(
-            "the calibration was made with other float passes, another opset or another onnxq; collect it again with: "
-            "onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
-        )
-    missing = [name for name in wanted if name not in calibration.sketches]
-    if missing:
-        raise CalibrationError(
-            f"the calibration has no statistics of {len(missing)} tensors that are quantized now, the first {missing[0]}; "
-            "collect them with: onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
-        )
+def _how_to_collect(calibration: Calibration | None, missing: list[str]) -> str:
+    if calibration is None:
+        return "there are no samples to calibrate on; give --data, or --calibration"
+    return (
+        f"the calibration has no statistics of {len(missing)} tensors that are quantized now, the first {missing[0]}; "
+        "collect them with: onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
+    )

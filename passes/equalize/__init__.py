@@ -1,0 +1,1 @@
+"""Float rewrites that make quantization easier."""

@@ -1,0 +1,85 @@
+"""equalize-gates"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.equalization import choose_factors, conv_readers, has_constant_parameters, scale_inputs, scale_outputs
+from onnxq.graph import Node, Tensor
+from onnxq.model import Model
+from onnxq.passmanager import Pass
+
+GATES = ("Sigmoid", "HardSigmoid")
+
+
+@dataclass(frozen=True)
+class EqualizeGates(Pass):
+    """Even out the channels between two Convs with a HardSwish or SiLU between them.
+
+    Given:   %1 = Conv(%0, W, B);  %2 = HardSwish(%1);  %3 = Conv(%2, V)          statistics of %1 and %2 by channel
+    Result:  %4 = Conv(%0, W / s, B / s);  %5 = Mul(%4, HardSigmoid(Mul(%4, s)));  %3 = Conv(%5, V * s)
+             s by channel, powers of two: x g(x) / s = (x / s) g(s (x / s))
+    Refused: the predicted noise does not fall below `gain` of what it was, or `silu_gain` for a SiLU, which loses its
+             integer kernels by it; something else reads %1 or %2; a weight or the bias is computed.
+
+    X. Hu et al., "I-LLM", arXiv 2405.17849, section 3.3, has the same for the gates of language models.
+    """
+
+    name: ClassVar[str] = "equalize-gates"
+    gain: float = 0.8
+    silu_gain: float = 0.25
+
+    def apply(self, model: Model) -> int:
+        if model.calibration is None:
+            return 0
+        return sum(self._equalize(model, node) for node in model.graph.find("Conv"))
+
+    def _equalize(self, model: Model, first: Node) -> bool:
+        graph, x = model.graph, first.outputs[0]
+        gated = _gated(model, x)
+        if gated is None or model.calibration is None or not has_constant_parameters(first):
+            return False
+        op, attrs, result = gated
+        readers = conv_readers(graph, result)
+        found = [model.calibration.sketches.get(t.name) for t in (result, x)]
+        after, before = (s.channels if s is not None else None for s in found)
+        if readers is None or after is None or before is None:
+            return False
+        gain = self.silu_gain if op == "Sigmoid" else self.gain
+        factors = choose_factors(after, readers, before=before, gain=gain)
+        if factors is None:
+            model.refuse(first, "its channels are even enough")
+            return False
+        rank = len(np.asarray(first.inputs[1].values).shape)  # type: ignore[union-attr]
+        by_channel = factors.reshape(1, -1, *[1] * (rank - 2)).astype(np.float32)
+        scaled = scale_outputs(graph, first, factors)
+        argument = graph.variable(f"{x.name}_gate_input", x.dtype, x.shape)
+        gate = graph.variable(f"{x.name}_gate", x.dtype, x.shape)
+        product = graph.variable(f"{result.name}_equalized", result.dtype, result.shape)
+        graph.insert("Mul", [scaled, graph.constant(f"{x.name}_factors", by_channel)], [argument])
+        graph.insert(op, [argument], [gate], attrs)
+        graph.insert("Mul", [scaled, gate], [product])
+        for reader in readers:
+            scale_inputs(graph, reader, product, factors)
+        graph.cleanup()
+        return True
+
+
+def _gated(model: Model, x: Tensor) -> tuple[str, dict[str, float], Tensor] | None:
+    """(op, attributes) of the gate g and the tensor x g(x), where nothing else reads x or the gate."""
+    graph = model.graph
+    if graph.is_captured(x):
+        return None
+    readers = [n for n, _ in graph.readers(x)]
+    if len(readers) == 1 and readers[0] is not None and readers[0].op == "HardSwish" and not readers[0].domain:
+        return "HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, readers[0].outputs[0]
+    if len(readers) != 2 or None in readers:
+        return None
+    gates = [n for n in readers if n is not None and n.op in GATES and not n.domain]
+    products = [n for n in readers if n is not None and n.op == "Mul" and not n.domain]
+    if len(gates) != 1 or len(products) != 1 or graph.sole_consumer(gates[0].outputs[0]) is not products[0]:
+        return None
+    return gates[0].op, dict(gates[0].attrs), products[0].outputs[0]
