@@ -12,9 +12,10 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,8 +25,9 @@ from onnxq.data import Sample
 from onnxq.errors import CalibrationError
 from onnxq.sketch import TensorSketch
 
-SCHEMA = 1
+SCHEMA = 2
 PROBES = 4
+LOUDEST = 4
 Feed = dict[str, np.ndarray]
 Progress = Callable[[str, int, int | None], None]
 
@@ -37,6 +39,7 @@ class Calibration:
     sketches: dict[str, TensorSketch] = field(default_factory=dict)
     samples: int = 0
     probes: list[Feed] = field(default_factory=list)
+    loudest: list[Feed] = field(default_factory=list)  # of most output energy, the first most
     feed_hashes: list[str] = field(default_factory=list)
     source_hash: str = ""
     graph_hash: str = ""
@@ -55,13 +58,15 @@ class Calibration:
             "versions": self.versions,
             "tensors": list(self.sketches),
             "probes": len(self.probes),
+            "loudest": len(self.loudest),
         }
         arrays = {
             f"{k}/{part}": array
             for k, sketch in enumerate(self.sketches.values())
             for part, array in sketch.to_arrays().items()
         }
-        probes = {f"{k}/{name}": array for k, feed in enumerate(self.probes) for name, array in feed.items()}
+        feeds = [*self.probes, *self.loudest]
+        probes = {f"{k}/{name}": array for k, feed in enumerate(feeds) for name, array in feed.items()}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("header.json", json.dumps(header, indent=1))
@@ -85,6 +90,7 @@ class Calibration:
                 sketches={name: TensorSketch.from_arrays(arrays[k]) for k, name in enumerate(header["tensors"])},
                 samples=header["samples"],
                 probes=[probes[k] for k in range(header["probes"])],
+                loudest=[probes[header["probes"] + k] for k in range(header["loudest"])],
                 feed_hashes=header["feed_hashes"],
                 source_hash=header["source_hash"],
                 graph_hash=header["graph_hash"],
@@ -130,6 +136,8 @@ def collect(
     inputs = {i.name for i in session.inputs}
     found = Calibration(sketches={name: TensorSketch(axis) for name, axis in tensors.items()})
     probes: dict[str, Feed] = {}
+    loudest: dict[tuple[float, str], Feed] = {}
+    public = {o.name for o in proto.graph.output}
     for k, sample in enumerate(samples):
         values = {**session.run(sample.feed, sample.where), **{n: a for n, a in sample.feed.items() if n in inputs}}
         for name, sketch in found.sketches.items():
@@ -146,12 +154,22 @@ def collect(
         probes[digest] = sample.feed
         if len(probes) > PROBES:  # the feeds of least hash: the same few whatever the order
             del probes[max(probes)]
+        loudest[_energy(values, public), digest] = sample.feed
+        if len(loudest) > LOUDEST:
+            del loudest[min(loudest)]
         found.samples = k + 1
         if progress is not None:
             progress("calibrating", k + 1, total)
     found.probes = [probes[d] for d in sorted(probes)]
+    found.loudest = [loudest[key] for key in sorted(loudest, reverse=True)]
     found.versions = {k: v for k, v in runtime.machine().items() if k in ("onnxruntime", "features")}
     return found
+
+
+def _energy(values: Mapping[str, Any], names: Collection[str]) -> float:
+    """Sum of squares of the float tensors among these."""
+    arrays = [a for name, a in values.items() if name in names and isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+    return sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)
 
 
 def hash_of_feed(feed: Mapping[str, np.ndarray]) -> str:

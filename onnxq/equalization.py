@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxq.graph import Constant, Graph, Node, Tensor, Variable, input_at, value
+from onnxq.model import EQUALIZED
 from onnxq.sketch import ChannelStatistics
 
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)  # of the range, tried in turn: how much of the disparity goes into the weights
@@ -110,6 +111,6 @@ def scale_outputs(graph: Graph, node: Node, factors: np.ndarray) -> Variable:
             graph.set_input(
                 node, index, graph.constant(node.inputs[index].name, (old / factors.reshape(shape)).astype(old.dtype))
             )
-    scaled = graph.variable(f"{result.name}_equalized", result.dtype, result.shape)
+    scaled = graph.variable(f"{result.name}{EQUALIZED}", result.dtype, result.shape)
     graph.rewire(node, outputs=[scaled])
     return scaled

@@ -16,6 +16,7 @@ from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantTy
 
 PER_CHANNEL_OPSET = 13
 LONGEST_BASE = 16
+EQUALIZED = "_equalized"
 
 if TYPE_CHECKING:
     from onnxq.calibration import Calibration
@@ -75,6 +76,7 @@ class Reason(Enum):
     REGION = "a neighbour stays float, so integers would only cost conversions"
     EXCLUDED = "excluded by the user"
     NOT_FUSED = "the runtime does not fuse it"
+    SENSITIVE = "its rounding errors are too large in the outputs"
     IN_BODY = "it is in a body of a control-flow node"
     CAPTURED = "only a body of a control-flow node reads its result"
 
@@ -111,6 +113,7 @@ class Model:
     progress: Callable[[str, int, int | None], None] | None = None
     excluded: frozenset[str] = frozenset()  # nodes that the user wants in float
     unplaced: frozenset[str] = frozenset()  # nodes that the audit found in float all the same
+    sensitive: frozenset[str] = frozenset()  # nodes whose rounding the outputs do not bear
     refusals: list[tuple[str, str]] = field(default_factory=list)
     constants: dict[str, tuple[Constant, Constant]] = field(default_factory=dict)  # scale and zero point, once lowered
     zero_points: dict[str, Constant] = field(default_factory=dict)
@@ -132,6 +135,7 @@ class Model:
             progress=self.progress,
             excluded=self.excluded,
             unplaced=self.unplaced,
+            sensitive=self.sensitive,
             refusals=list(self.refusals),
         )
 
@@ -241,6 +245,11 @@ class Model:
     def compute_nodes(self) -> Iterator[Node]:
         """The nodes that can start an integer region on the target: Conv, MatMul, Gemm."""
         yield from self.graph.find(*self.target.compute)
+
+
+def known_as(name: str) -> str:
+    """The name by which the user knows a tensor: equalizing gives it another."""
+    return name.removesuffix(EQUALIZED)
 
 
 def short_name(name: str) -> str:

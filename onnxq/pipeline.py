@@ -75,7 +75,10 @@ OBSERVE: tuple[type[Pass], ...] = (
     p.ShareConcatRanges,  # widens what choose-ranges chose
     p.ChooseWeightRanges,
 )
-SELECT: tuple[type[Pass], ...] = (p.RepairSaturation,)  # needs activation and weight parameters
+SELECT: tuple[type[Pass], ...] = (
+    p.RepairSaturation,  # needs activation and weight parameters
+    p.SelectLayers,  # and the repaired ones
+)
 REFINE: tuple[type[Pass], ...] = (
     p.RepairBiasOverflow,  # changes weight parameters
     p.CorrectBias,  # needs the final ones
@@ -303,9 +306,12 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
     start, equalized = _equalize(prepared, recipe)
     while True:
         model = start.fork()
-        records = prepared.manager.run(model, _passes(PLACE + OBSERVE, recipe))
+        records = prepared.manager.run(model, _passes(PLACE + OBSERVE + SELECT, recipe))
         start.calibration = model.calibration
-        records += prepared.manager.run(model, _passes(SELECT + REFINE + LOWER, recipe))
+        if model.sensitive != start.sensitive:
+            start.sensitive = model.sensitive
+            continue
+        records += prepared.manager.run(model, _passes(REFINE + LOWER, recipe))
         integer = audit.run_in_integers(model.graph.to_proto(), model)
         if model.planned <= integer:  # each round un-places at least one node more, so this comes
             break

@@ -59,6 +59,7 @@ def to_text(subject: Graph | Model) -> str:
     if model is not None:
         tensors = graph.tensors().items()
         lines += [f"{name(t)}: {spec_text(model, t, name)}" for n, t in tensors if n in model.specs and id(t) in names]
+        lines += [f"{name(n.outputs[0])}: sensitive" for n in graph.nodes if n.name in model.sensitive]
     return "\n".join(lines) + "\n"
 
 

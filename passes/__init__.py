@@ -49,6 +49,7 @@ from onnxq.passes.place.annotate_regions import AnnotateRegions
 from onnxq.passes.refine.correct_bias import CorrectBias
 from onnxq.passes.refine.repair_bias_overflow import RepairBiasOverflow
 from onnxq.passes.select.repair_saturation import RepairSaturation
+from onnxq.passes.select.select_layers import SelectLayers
 
 PASSES = {
     p.name: p
@@ -90,6 +91,7 @@ PASSES = {
         ShareConcatRanges,
         ChooseWeightRanges,
         RepairSaturation,
+        SelectLayers,
         CorrectBias,
         RepairBiasOverflow,
         QuantizeBiases,

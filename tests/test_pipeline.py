@@ -144,8 +144,8 @@ def test_an_observer_for_one_tensor_changes_that_one_only(tmp_path: Path) -> Non
         for r in (None, recipe)
     )
     different = [n for n in plain if n.endswith("_scale") and not np.array_equal(plain[n], changed[n])]
-    assert "a_scale" in different
-    assert not {"x_scale", "y_scale", "b_scale"} & set(different)
+    assert "a_equalized_scale" in different
+    assert not {"x_scale", "y_scale", "b_scale", "b_equalized_scale"} & set(different)
 
 
 def test_a_recipe_leaves_a_pass_out_and_gives_another_its_options(tmp_path: Path) -> None:

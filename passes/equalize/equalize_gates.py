@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxq.equalization import choose_factors, conv_readers, has_constant_parameters, scale_inputs, scale_outputs
 from onnxq.graph import Node, Tensor
-from onnxq.model import Model
+from onnxq.model import EQUALIZED, Model
 from onnxq.passmanager import Pass
 
 GATES = ("Sigmoid", "HardSigmoid")
@@ -58,7 +58,7 @@ class EqualizeGates(Pass):
         scaled = scale_outputs(graph, first, factors)
         argument = graph.variable(f"{x.name}_gate_input", x.dtype, x.shape)
         gate = graph.variable(f"{x.name}_gate", x.dtype, x.shape)
-        product = graph.variable(f"{result.name}_equalized", result.dtype, result.shape)
+        product = graph.variable(f"{result.name}{EQUALIZED}", result.dtype, result.shape)
         graph.insert("Mul", [scaled, graph.constant(f"{x.name}_factors", by_channel)], [argument])
         graph.insert(op, [argument], [gate], attrs)
         graph.insert("Mul", [scaled, gate], [product])

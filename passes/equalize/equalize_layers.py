@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from onnxq.equalization import choose_factors, conv_readers, has_constant_parameters, scale_inputs, scale_outputs
 from onnxq.graph import Constant, Node
-from onnxq.model import Model
+from onnxq.model import EQUALIZED, Model
 from onnxq.passmanager import Pass
 
 HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu")  # f(x / s) = f(x) / s for every s > 0
@@ -47,7 +47,7 @@ class EqualizeLayers(Pass):
             return False
         scaled = scale_outputs(graph, first, factors)
         if activation is not None:
-            result = graph.variable(f"{tensor.name}_equalized", tensor.dtype, tensor.shape)
+            result = graph.variable(f"{tensor.name}{EQUALIZED}", tensor.dtype, tensor.shape)
             graph.rewire(activation, inputs=[scaled, *activation.inputs[1:]], outputs=[result])
             scaled = result
         for reader in readers:

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxq.errors import CalibrationError, RecipeError, nearest
 from onnxq.graph import Constant, Tensor, clip_bounds
-from onnxq.model import Model, Observed
+from onnxq.model import Model, Observed, known_as
 from onnxq.numerics import QuantParams, params_of_range
 from onnxq.observers import Observer, observer
 from onnxq.passmanager import Pass
@@ -36,7 +36,7 @@ class ChooseRanges(Pass):
     def apply(self, model: Model) -> int:
         default = observer(self.observer)
         overrides = [(pattern, observer(text)) for pattern, text in self.overrides]
-        observed = [n for n, s in model.specs.items() if isinstance(s, Observed)]
+        observed = [known_as(n) for n, s in model.specs.items() if isinstance(s, Observed)]
         for pattern, _ in overrides:
             if not any(fnmatchcase(name, pattern) for name in observed):
                 raise RecipeError(f"override {pattern} matches no quantized tensor; {nearest(pattern, observed)[:300]}")
@@ -48,7 +48,7 @@ class ChooseRanges(Pass):
             sketch = model.calibration.sketches.get(name) if model.calibration else None
             if sketch is None or not sketch.pages:
                 raise CalibrationError(f"tensor {name} was empty in every sample; give data in which it is not")
-            kind = next((o for pattern, o in reversed(overrides) if fnmatchcase(name, pattern)), default)
+            kind = next((o for pattern, o in reversed(overrides) if fnmatchcase(known_as(name), pattern)), default)
             model.params[name] = _params(model, tensor, spec, sketch, kind)
             chosen += 1
         return chosen

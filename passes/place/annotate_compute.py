@@ -21,8 +21,8 @@ class AnnotateCompute(Pass):
     Given:   %1 = Conv(%0, W, B)
     Result:  specs: %0 observed (the target's activation type), W observed per output channel, B derived from both;
              the node reads all three through Q and DQ
-    Refused: excluded by the user, or found unfused by the audit; the weight or bias is computed; the activation is not
-             known to be float32; Gemm with alpha, beta or transA that the integer kernel does not take.
+    Refused: excluded by the user, found unfused by the audit or marked by select-layers; the weight or bias is computed;
+             the activation is not known to be float32; a Gemm with alpha, beta or transA that the kernel does not take.
     """
 
     name: ClassVar[str] = "annotate-compute"
@@ -64,6 +64,8 @@ def _refusal(model: Model, node: Node) -> tuple[Reason, str] | None:
         return Reason.EXCLUDED, ""
     if node.name in model.unplaced:
         return Reason.NOT_FUSED, ""
+    if node.name in model.sensitive:
+        return Reason.SENSITIVE, ""
     activation, weight, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
     if not isinstance(weight, Constant):
         return Reason.NO_CONSTANT_WEIGHT, ""
