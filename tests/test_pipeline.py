@@ -14,7 +14,7 @@ import pytest
 import onnxq
 from onnxq import audit, runtime
 from onnxq.errors import CalibrationError, DataError, OutputError, RecipeError
-from onnxq.model import State
+from onnxq.model import Reason, State
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 
@@ -135,7 +135,7 @@ def test_public_names_types_and_shapes_are_kept() -> None:
 def test_an_observer_for_one_tensor_changes_that_one_only(tmp_path: Path) -> None:
     proto, feeds = small(THREE_CONVS)
     recipe = tmp_path / "r.toml"
-    recipe.write_text('[[override]]\nmatch = "a"\nobserver = "percentile{lower=20,upper=80}"\n')
+    recipe.write_text('[[override]]\nmatch = "a"\nobserver = "percentile{lower=20,upper=80}"\n[passes]\nselect-layers = false\n')
     plain, changed = (
         {
             t.name: onnx.numpy_helper.to_array(t)
@@ -144,8 +144,19 @@ def test_an_observer_for_one_tensor_changes_that_one_only(tmp_path: Path) -> Non
         for r in (None, recipe)
     )
     different = [n for n in plain if n.endswith("_scale") and not np.array_equal(plain[n], changed[n])]
-    assert "a_equalized_scale" in different
-    assert not {"x_scale", "y_scale", "b_scale", "b_equalized_scale"} & set(different)
+    assert "a_scale" in different
+    assert not {"x_scale", "y_scale", "b_scale"} & set(different)
+
+
+def test_an_output_that_rounding_would_spoil_keeps_its_layers_in_float(tmp_path: Path) -> None:
+    proto, feeds = small(THREE_CONVS)
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[[override]]\nmatch = "a"\nobserver = "percentile{lower=20,upper=80}"\n')
+    report = onnxq.quantize(proto, feeds, target="cpu", recipe=recipe)
+    assert report.accuracy is not None
+    assert report.accuracy.real.outputs["y"].sqnr > 28
+    assert {e.reason for e in report.ledger.values() if e.state is State.FLOAT} == {Reason.SENSITIVE}
+    assert 0 < report.integer_share < 1
 
 
 def test_a_recipe_leaves_a_pass_out_and_gives_another_its_options(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ class ChooseRanges(Pass):
         overrides = [(pattern, observer(text)) for pattern, text in self.overrides]
         observed = [known_as(n) for n, s in model.specs.items() if isinstance(s, Observed)]
         for pattern, _ in overrides:
-            if not any(fnmatchcase(name, pattern) for name in observed):
+            taken_off = model.sensitive or model.unplaced  # in an earlier round, in which the pattern did match
+            if not taken_off and not any(fnmatchcase(name, pattern) for name in observed):
                 raise RecipeError(f"override {pattern} matches no quantized tensor; {nearest(pattern, observed)[:300]}")
         chosen = 0
         for name, tensor in model.graph.tensors().items():
