@@ -109,14 +109,14 @@ def complete_ledger(model: Model, integer: set[str]) -> None:
     for node in reference.nodes:
         entry = model.ledger.get(node.name)
         if node.name in integer:
-            model.ledger[node.name] = Entry(node.op, State.INTEGER)
+            model.ledger[node.name] = Entry(node.op, State.DYNAMIC if node.name in model.dynamic else State.INTEGER)
         elif node.op in COMPUTE and entry is None:
             model.ledger[node.name] = Entry(node.op, State.FLOAT, Reason.UNSUPPORTED)
         for body in [part for b in node.bodies for part in (b, *b.subgraphs(recursive=True))]:
             for inner in body.nodes:
                 if inner.op in COMPUTE:
                     model.ledger[inner.name] = Entry(inner.op, State.FLOAT, Reason.IN_BODY, f"body of {node.name}")
-    for name in [n for n, e in model.ledger.items() if e.state is State.INTEGER and n not in integer]:
+    for name in [n for n, e in model.ledger.items() if e.is_integer and n not in integer]:
         model.ledger[name] = Entry(model.ledger[name].op, State.FLOAT, Reason.NOT_FUSED)
 
 
@@ -152,7 +152,7 @@ def coverage(ledger: Mapping[str, Entry], macs: Mapping[str, int]) -> dict[str, 
     table: dict[str, KernelCount] = {}
     for name, entry in ledger.items():
         old, work = table.get(entry.op, KernelCount()), macs.get(name, 0)
-        if entry.state is State.INTEGER:
+        if entry.is_integer:
             table[entry.op] = KernelCount(old.integer + 1, old.float, old.integer_macs + work, old.float_macs)
         else:
             table[entry.op] = KernelCount(old.integer, old.float + 1, old.integer_macs, old.float_macs + work)

@@ -55,7 +55,12 @@ class Fixed:
     params: QuantParams
 
 
-QuantSpec = Observed | Shared | Derived | Fixed
+@dataclass(frozen=True)
+class Dynamic:
+    """Parameters are computed at every run, from the tensor's range in it. Until then those of calibration stand in."""
+
+
+QuantSpec = Observed | Shared | Derived | Fixed | Dynamic
 
 # A reader is (node name, input index); a graph output reads as (OUTPUT, its index).
 Reader = tuple[str, int]
@@ -64,6 +69,7 @@ OUTPUT = ""
 
 class State(Enum):
     INTEGER = "int8"
+    DYNAMIC = "dynamic"
     FLOAT = "float"
 
 
@@ -90,6 +96,10 @@ class Entry:
     reason: Reason | None = None
     detail: str = ""
 
+    @property
+    def is_integer(self) -> bool:
+        return self.state is not State.FLOAT
+
 
 @dataclass
 class Model:
@@ -104,6 +114,7 @@ class Model:
     specs: dict[str, QuantSpec] = field(default_factory=dict)
     quantized_inputs: set[Reader] = field(default_factory=set)
     planned: set[str] = field(default_factory=set)  # nodes meant to run in integer kernels
+    dynamic: set[str] = field(default_factory=set)  # those of them that quantize their input at run time
     params: dict[str, QuantParams] = field(default_factory=dict)
     ledger: dict[str, Entry] = field(default_factory=dict)
     calibration: Calibration | None = None
@@ -126,6 +137,7 @@ class Model:
             specs=dict(self.specs),
             quantized_inputs=set(self.quantized_inputs),
             planned=set(self.planned),
+            dynamic=set(self.dynamic),
             params=dict(self.params),
             ledger=dict(self.ledger),
             calibration=self.calibration,

@@ -77,6 +77,7 @@ OBSERVE: tuple[type[Pass], ...] = (
 )
 SELECT: tuple[type[Pass], ...] = (
     p.RepairSaturation,  # needs activation and weight parameters
+    p.SelectDynamic,
     p.SelectLayers,  # and the repaired ones
 )
 REFINE: tuple[type[Pass], ...] = (
@@ -84,6 +85,7 @@ REFINE: tuple[type[Pass], ...] = (
     p.CorrectBias,  # needs the final ones
 )
 LOWER: tuple[type[Pass], ...] = (
+    p.InsertDynamic,  # before the rest, which would round these layers' weights and biases another way
     p.QuantizeBiases,  # while specs still tell whose scales a bias is derived from
     p.QuantizeWeights,
     p.InsertQdq,
@@ -380,7 +382,7 @@ def _report(
         report.notes.append(
             f"The runtime did not fuse {len(unfused)} nodes; they were left in float, the first {unfused[0]}."
         )
-    if not any(e.state is State.INTEGER for e in model.ledger.values()):
+    if not any(e.is_integer for e in model.ledger.values()):
         report.notes.append("Nothing could be quantized; the result is the float model after its float rewrites.")
     return report
 

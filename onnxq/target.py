@@ -23,6 +23,7 @@ class _Strict(BaseModel):
 class _Activation(_Strict):
     type: Literal["uint8", "int8"]
     symmetric: bool
+    dynamic: bool = False  # whether linear layers can quantize their input at run time in an integer kernel
 
 
 class _Weight(_Strict):
@@ -65,6 +66,7 @@ class Target:
     saturates: bool
     activation_type: QuantType
     activation_symmetric: bool
+    dynamic: bool
     weight_type: QuantType
     weight_symmetric: bool
     weight_per_channel: bool
@@ -105,6 +107,7 @@ def load(name: str) -> Target:
         saturates=_saturates(data.u8s8_saturates),
         activation_type=QuantType(data.activation.type),
         activation_symmetric=data.activation.symmetric,
+        dynamic=data.activation.dynamic,
         weight_type=QuantType(data.weight.type),
         weight_symmetric=data.weight.symmetric,
         weight_per_channel=data.weight.granularity == "per-channel",

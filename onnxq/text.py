@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.graph import Constant, Graph, Node, Tensor, Variable
-from onnxq.model import Derived, Fixed, Model, Observed, Shared
+from onnxq.model import Derived, Dynamic, Fixed, Model, Observed, Shared
 from onnxq.numerics import PerAxis, PerTensor, QuantType
 
 MOST_VALUES = 8
@@ -70,6 +70,8 @@ def spec_text(model: Model, tensor: Tensor, name: Callable[[Tensor], str]) -> st
         return f"shared with {name(tensors[spec.tensor])}"
     if isinstance(spec, Derived):
         return f"derived from {name(tensors[spec.activation])}"
+    if isinstance(spec, Dynamic):
+        return "dynamic"
     params = spec.params if isinstance(spec, Fixed) else model.params.get(tensor.name)
     kind = params.type if params is not None else spec.type if isinstance(spec, Observed) else QuantType.UINT8
     grain = params.granularity if params is not None else spec.granularity if isinstance(spec, Observed) else PerTensor()

@@ -34,6 +34,7 @@ from onnxq.passes.fuse.fuse_rmsnorm import FuseRmsnorm
 from onnxq.passes.fuse.fuse_sigmoid import FuseSigmoid
 from onnxq.passes.fuse.fuse_softmax import FuseSoftmax
 from onnxq.passes.lower.deduplicate_qdq import DeduplicateQdq
+from onnxq.passes.lower.insert_dynamic import InsertDynamic
 from onnxq.passes.lower.insert_float_guards import InsertFloatGuards
 from onnxq.passes.lower.insert_qdq import InsertQdq
 from onnxq.passes.lower.quantize_biases import QuantizeBiases
@@ -49,6 +50,7 @@ from onnxq.passes.place.annotate_regions import AnnotateRegions
 from onnxq.passes.refine.correct_bias import CorrectBias
 from onnxq.passes.refine.repair_bias_overflow import RepairBiasOverflow
 from onnxq.passes.select.repair_saturation import RepairSaturation
+from onnxq.passes.select.select_dynamic import SelectDynamic
 from onnxq.passes.select.select_layers import SelectLayers
 
 PASSES = {
@@ -91,9 +93,11 @@ PASSES = {
         ShareConcatRanges,
         ChooseWeightRanges,
         RepairSaturation,
+        SelectDynamic,
         SelectLayers,
         CorrectBias,
         RepairBiasOverflow,
+        InsertDynamic,
         QuantizeBiases,
         QuantizeWeights,
         InsertQdq,

@@ -72,6 +72,7 @@ ALLOWED = {  # what the files of a stage may import of onnxq
         "runtime",
         "saturation",
         "emulation",
+        "sketch",
     },
     "refine": {"graph", "model", "numerics", "passmanager", "errors", "runtime", "sketch", "saturation"},
     "lower": {"graph", "model", "numerics", "passmanager", "errors"},

@@ -135,7 +135,9 @@ def test_public_names_types_and_shapes_are_kept() -> None:
 def test_an_observer_for_one_tensor_changes_that_one_only(tmp_path: Path) -> None:
     proto, feeds = small(THREE_CONVS)
     recipe = tmp_path / "r.toml"
-    recipe.write_text('[[override]]\nmatch = "a"\nobserver = "percentile{lower=20,upper=80}"\n[passes]\nselect-layers = false\n')
+    recipe.write_text(
+        '[[override]]\nmatch = "a"\nobserver = "percentile{lower=20,upper=80}"\n[passes]\nselect-layers = false\n'
+    )
     plain, changed = (
         {
             t.name: onnx.numpy_helper.to_array(t)
@@ -146,6 +148,20 @@ def test_an_observer_for_one_tensor_changes_that_one_only(tmp_path: Path) -> Non
     different = [n for n in plain if n.endswith("_scale") and not np.array_equal(plain[n], changed[n])]
     assert "a_scale" in different
     assert not {"x_scale", "y_scale", "b_scale"} & set(different)
+
+
+def test_a_linear_layer_whose_range_differs_from_feed_to_feed_is_quantized_at_run_time() -> None:
+    text = "net (float[N, 16] x) => (float[N, 16] y) <float[16, 16] w1, float[16] b1> { a = MatMul (x, w1)\n y = Add (a, b1) }"
+    proto, _ = small(text)
+    rng = np.random.default_rng(1)
+    feeds = [{"x": (rng.standard_normal((4, 16)) * 10.0**k).astype(np.float32)} for k in (-2, -1, 0, 1)]
+    report = onnxq.quantize(proto, feeds, target="cpu")
+    assert [(e.op, e.state) for e in report.ledger.values()] == [("Gemm", State.DYNAMIC)]
+    assert "DynamicQuantizeMatMul" in audit.inspect(report.model).kernels
+    static = onnxq.quantize(proto, feeds, recipe=Recipe(target="cpu", passes={"select-dynamic": False}))
+    small_feed = Session(proto).run(feeds[0])["y"]
+    errors = [np.abs(Session(r.model).run(feeds[0])["y"] - small_feed).max() for r in (report, static)]
+    assert errors[0] < errors[1] / 1.5
 
 
 def test_an_output_that_rounding_would_spoil_keeps_its_layers_in_float(tmp_path: Path) -> None:
