@@ -68,6 +68,7 @@ EQUALIZE: tuple[type[Pass], ...] = (  # float passes too, and proved; once, afte
 PLACE: tuple[type[Pass], ...] = (
     p.AnnotateCompute,  # what starts integer regions
     p.AnnotateRegions,  # grows them
+    p.AnnotateEmbeddings,  # leaves alone what is a layer's weight
 )
 OBSERVE: tuple[type[Pass], ...] = (
     p.CollectStatistics,
@@ -88,6 +89,7 @@ LOWER: tuple[type[Pass], ...] = (
     p.InsertDynamic,  # before the rest, which would round these layers' weights and biases another way
     p.QuantizeBiases,  # while specs still tell whose scales a bias is derived from
     p.QuantizeWeights,
+    p.GatherBeforeDequantize,
     p.InsertQdq,
     p.RemoveRedundantPairs,
     p.DeduplicateQdq,

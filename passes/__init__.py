@@ -34,6 +34,7 @@ from onnxq.passes.fuse.fuse_rmsnorm import FuseRmsnorm
 from onnxq.passes.fuse.fuse_sigmoid import FuseSigmoid
 from onnxq.passes.fuse.fuse_softmax import FuseSoftmax
 from onnxq.passes.lower.deduplicate_qdq import DeduplicateQdq
+from onnxq.passes.lower.gather_before_dequantize import GatherBeforeDequantize
 from onnxq.passes.lower.insert_dynamic import InsertDynamic
 from onnxq.passes.lower.insert_float_guards import InsertFloatGuards
 from onnxq.passes.lower.insert_qdq import InsertQdq
@@ -46,6 +47,7 @@ from onnxq.passes.observe.choose_weight_ranges import ChooseWeightRanges
 from onnxq.passes.observe.collect_statistics import CollectStatistics
 from onnxq.passes.observe.share_concat_ranges import ShareConcatRanges
 from onnxq.passes.place.annotate_compute import AnnotateCompute
+from onnxq.passes.place.annotate_embeddings import AnnotateEmbeddings
 from onnxq.passes.place.annotate_regions import AnnotateRegions
 from onnxq.passes.refine.correct_bias import CorrectBias
 from onnxq.passes.refine.repair_bias_overflow import RepairBiasOverflow
@@ -88,6 +90,7 @@ PASSES = {
         EqualizeGates,
         AnnotateCompute,
         AnnotateRegions,
+        AnnotateEmbeddings,
         CollectStatistics,
         ChooseRanges,
         ShareConcatRanges,
@@ -100,6 +103,7 @@ PASSES = {
         InsertDynamic,
         QuantizeBiases,
         QuantizeWeights,
+        GatherBeforeDequantize,
         InsertQdq,
         RemoveRedundantPairs,
         DeduplicateQdq,

@@ -151,7 +151,9 @@ def test_an_observer_for_one_tensor_changes_that_one_only(tmp_path: Path) -> Non
 
 
 def test_a_linear_layer_whose_range_differs_from_feed_to_feed_is_quantized_at_run_time() -> None:
-    text = "net (float[N, 16] x) => (float[N, 16] y) <float[16, 16] w1, float[16] b1> { a = MatMul (x, w1)\n y = Add (a, b1) }"
+    text = (
+        "net (float[N, 16] x) => (float[N, 16] y) <float[16, 16] w1, float[16] b1> { a = MatMul (x, w1)\n y = Add (a, b1) }"
+    )
     proto, _ = small(text)
     rng = np.random.default_rng(1)
     feeds = [{"x": (rng.standard_normal((4, 16)) * 10.0**k).astype(np.float32)} for k in (-2, -1, 0, 1)]

@@ -26,8 +26,8 @@ class SelectDynamic(Pass):
              something else reads %0 quantized; the target does not quantize dynamically; the opset is below 11.
 
     Errors are mean squares: of the static parameters over the tensor's histogram, what is clipped included; of the dynamic
-    ones step^2 / 12 of the feed's own range, the median of the feeds. The ratio is far from 1 because a feed in use may hold a larger
-    batch than one in calibration, and then has a wider range.
+    ones step^2 / 12 of the feed's own range, the median of the feeds. The ratio is far from 1 because a feed in use may hold
+    a larger batch than one in calibration, and then has a wider range.
     """
 
     name: ClassVar[str] = "select-dynamic"
