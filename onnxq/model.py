@@ -78,6 +78,7 @@ class Reason(Enum):
 
     UNSUPPORTED = "the target has no integer kernel for it"
     NO_CONSTANT_WEIGHT = "its weight is computed at run time"
+    ATTENTION = "a product of activations in an attention, where integers cost more than they gain"
     NOT_FLOAT32 = "its input is not known to be float32"
     REGION = "a neighbour stays float, so integers would only cost conversions"
     EXCLUDED = "excluded by the user"

@@ -67,6 +67,7 @@ EQUALIZE: tuple[type[Pass], ...] = (  # float passes too, and proved; once, afte
 )
 PLACE: tuple[type[Pass], ...] = (
     p.AnnotateCompute,  # what starts integer regions
+    p.AnnotateAttention,  # after annotate-compute, whose reason for a product it makes more exact
     p.AnnotateRegions,  # grows them
     p.AnnotateEmbeddings,  # leaves alone what is a layer's weight
 )

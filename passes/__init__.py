@@ -46,6 +46,7 @@ from onnxq.passes.observe.choose_ranges import ChooseRanges
 from onnxq.passes.observe.choose_weight_ranges import ChooseWeightRanges
 from onnxq.passes.observe.collect_statistics import CollectStatistics
 from onnxq.passes.observe.share_concat_ranges import ShareConcatRanges
+from onnxq.passes.place.annotate_attention import AnnotateAttention
 from onnxq.passes.place.annotate_compute import AnnotateCompute
 from onnxq.passes.place.annotate_embeddings import AnnotateEmbeddings
 from onnxq.passes.place.annotate_regions import AnnotateRegions
@@ -89,6 +90,7 @@ PASSES = {
         EqualizeLayers,
         EqualizeGates,
         AnnotateCompute,
+        AnnotateAttention,
         AnnotateRegions,
         AnnotateEmbeddings,
         CollectStatistics,

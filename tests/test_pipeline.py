@@ -42,21 +42,40 @@ def small(text: str) -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
     return proto, feeds
 
 
-@pytest.mark.parametrize("name", ["residual", "inverted_residual"])
+FLOAT_BY_RULE = {  # of each shipped model: what stays float, and why
+    "residual": set(),
+    "inverted_residual": set(),
+    "vision_transformer": {("MatMul", Reason.ATTENTION)},
+    "recurrent": {("LSTM", Reason.UNSUPPORTED)},
+    "video": {("GRU", Reason.UNSUPPORTED)},
+}
+
+
+@pytest.mark.parametrize("name", FLOAT_BY_RULE)
 def test_a_shipped_model_keeps_its_accuracy_in_integer_kernels(name: str, models: Path) -> None:
     said = tomllib.loads((models / "models.toml").read_text())[name]
-    report = onnxq.quantize(models / f"{name}.onnx", models / CALIBRATION, eval=models / EVALUATION, target="cpu")
+    data, evaluation = models / said["calibration"], models / said["evaluation"]
+    report = onnxq.quantize(models / said["file"], data, eval=evaluation, target="cpu")
     accuracy = report.accuracy
     assert accuracy is not None
-    assert accuracy.float.metrics["top1"] == pytest.approx(
-        100 * said["float_top1"] if said["float_top1"] <= 1 else said["float_top1"]
-    )
+    assert accuracy.float.metrics["top1"] == pytest.approx(100 * said["float_top1"])
     assert accuracy.drop is not None
     assert accuracy.drop <= 0.5
     assert accuracy.emulated.outputs["logits"].sqnr > 30
+    assert report.quantized_bytes < (0.6 if name != "recurrent" else 1) * report.float_bytes
+    found = {(e.op, e.reason) for e in report.ledger.values() if e.op in audit.COMPUTE and not e.is_integer}
+    assert found == FLOAT_BY_RULE[name]
+    assert not any(r.rolled_back for r in report.passes)
+
+
+def test_attention_runs_in_integers_when_asked_to(models: Path) -> None:
+    recipe = Recipe(target="cpu", passes={"annotate-attention": {"integers": True}})
+    report = onnxq.quantize(
+        models / "vision_transformer.onnx", models / CALIBRATION, eval=models / EVALUATION, recipe=recipe, max_samples=100
+    )
     assert report.integer_share == 1.0
-    assert report.quantized_bytes < 0.6 * report.float_bytes
-    assert not [e for e in report.ledger.values() if e.reason is not None and e.op in audit.COMPUTE]
+    assert report.accuracy is not None
+    assert report.accuracy.real.outputs["logits"].sqnr > 25
 
 
 def test_the_same_inputs_give_the_same_bytes_twice(models: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def observed_tensors(model: Model) -> dict[str, int | None]:
     """The tensors to sketch, in graph order, each with its channel axis if it needs per-channel statistics."""
     axes: dict[str, int] = {}
     for node in model.compute_nodes():
-        if (node.name, 0) in model.quantized_inputs:
+        if (node.name, 0) in model.quantized_inputs and isinstance(node.inputs[1], Constant):
             axes[node.inputs[0].name] = 1 if node.op == "Conv" else -1
     for node in model.graph.find(*GATES):  # equalize-gates looks at what goes in, too
         maker = model.graph.producer(node.inputs[0])

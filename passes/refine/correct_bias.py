@@ -29,7 +29,7 @@ class CorrectBias(Pass):
     def apply(self, model: Model) -> int:
         corrected = 0
         for node in list(model.compute_nodes()):
-            if (node.name, 1) not in model.quantized_inputs:
+            if (node.name, 1) not in model.quantized_inputs or value(node.inputs[1]) is None:
                 continue
             if node.op == "MatMul" and model.bias_of(node) is None:
                 model.refuse(node, "it has no bias")
