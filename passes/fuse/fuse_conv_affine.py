@@ -14,7 +14,7 @@ from onnxq.passmanager import Pass
 
 @dataclass(frozen=True)
 class FuseConvAffine(Pass):
-    """Fold an Add or a Mul of one constant for each channel into the Conv before it.
+    """Fold an Add or a Mul of one constant for each channel into the Conv or ConvTranspose before it.
 
     Given:   %1 = Conv(%0, W, B);  %2 = Add(%1, float32[M, 1, 1])
     Result:  %2 = Conv(%0, W, B + c)
@@ -30,14 +30,14 @@ class FuseConvAffine(Pass):
         for node in graph.find("Add", "Mul"):
             for side in (0, 1):
                 conv, constant = graph.producer(node.inputs[side]), value(node.inputs[1 - side])
-                if conv is None or conv.op != "Conv" or conv.domain or constant is None:
+                if conv is None or conv.op not in ("Conv", "ConvTranspose") or conv.domain or constant is None:
                     continue
                 weight, bias = value(input_at(conv, 1)), value(input_at(conv, 2))
                 if weight is None or not is_float32(conv.inputs[1]) or (bias is None and input_at(conv, 2) is not None):
                     model.refuse(node, f"the weight or bias of {conv.name} is computed")
                 elif graph.sole_consumer(conv.outputs[0]) is not node:
                     model.refuse(node, f"the output of {conv.name} is used elsewhere")
-                elif (by_channel := _by_channel(constant, weight)) is None:
+                elif (by_channel := _by_channel(constant, _channels(conv, weight), weight.ndim)) is None:
                     model.refuse(node, "its constant varies along another axis than the channels")
                 else:
                     _fold(graph, conv, node, weight, bias, by_channel)
@@ -46,9 +46,13 @@ class FuseConvAffine(Pass):
         return fused
 
 
-def _by_channel(constant: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
+def _channels(conv: Node, weight: np.ndarray) -> int:
+    """Output channels: a ConvTranspose's weight is (C, M / group, kernel...)."""
+    return weight.shape[0] if conv.op == "Conv" else weight.shape[1] * int(conv.attrs.get("group", 1))
+
+
+def _by_channel(constant: np.ndarray, channels: int, rank: int) -> np.ndarray | None:
     """The constant as (M,) float64; None where it is not one number for each channel of (N, M, spatial...)."""
-    channels, rank = weight.shape[0], weight.ndim
     if constant.ndim > rank or constant.size not in (1, channels):
         return None
     padded = (1,) * (rank - constant.ndim) + constant.shape
@@ -57,11 +61,21 @@ def _by_channel(constant: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
     return np.broadcast_to(constant.astype(np.float64).reshape(-1), (channels,))
 
 
+def _scaled(conv: Node, weight: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """The weight with each output channel times its factor."""
+    ones = [1] * (weight.ndim - 2)
+    if conv.op == "Conv":
+        return weight * c.reshape(-1, 1, *ones)
+    groups = int(conv.attrs.get("group", 1))
+    by_group = weight.reshape(groups, -1, *weight.shape[1:]) * c.reshape(groups, 1, -1, *ones)
+    return by_group.reshape(weight.shape)
+
+
 def _fold(graph: Graph, conv: Node, node: Node, weight: np.ndarray, bias: np.ndarray | None, c: np.ndarray) -> None:
     old = np.zeros(len(c)) if bias is None else bias.astype(np.float64)
     new = old + c if node.op == "Add" else old * c
     if node.op == "Mul":
-        scaled = weight * c.reshape(-1, *[1] * (weight.ndim - 1))
+        scaled = _scaled(conv, weight, c)
         graph.set_input(conv, 1, graph.constant(conv.inputs[1].name, scaled.astype(weight.dtype)))
     if node.op == "Add" or bias is not None:
         graph.set_input(conv, 2, graph.constant(f"{conv.name}_bias", new.astype(weight.dtype)))
