@@ -73,9 +73,20 @@ class Constant(gs.Constant):
     name: str
     dtype: Any
     shape: Any
-    values: np.ndarray
     inputs: list[Node]
     outputs: list[Node]
+
+    @property
+    def values(self) -> np.ndarray:
+        """The array. graphsurgeon would replace a lazy tensor by it, and cannot write one of a type that numpy lacks."""
+        lazy = self._values
+        if isinstance(lazy, LazyValues) and isinstance(lazy.tensor, onnx.TensorProto) and _is_foreign(lazy.tensor.data_type):
+            return onnx.numpy_helper.to_array(lazy.tensor)
+        return cast(np.ndarray, gs.Constant.values.fget(self))
+
+    @values.setter
+    def values(self, values: Any) -> None:
+        self._values = values
 
     @property
     def nbytes(self) -> int:
@@ -83,6 +94,11 @@ class Constant(gs.Constant):
 
 
 Tensor = Variable | Constant
+
+
+def _is_foreign(data_type: int) -> bool:
+    """Whether numpy itself lacks an ONNX type: 4 bits, 8-bit floats, bfloat16."""
+    return onnx.helper.tensor_dtype_to_np_dtype(data_type).isbuiltin != 1
 
 
 def value(tensor: Tensor | None) -> np.ndarray | None:

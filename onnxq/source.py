@@ -98,9 +98,13 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
 
 
 def _check_kind(source: Source) -> None:
-    ops = {n.op_type for n in source.proto.graph.node}
+    weights = {t.name for t in source.proto.graph.initializer}
+    weights |= {n.output[0] for n in source.proto.graph.node if n.op_type == "Constant"}
+    # a weight that is stored in few bits and dequantized is no quantized activation: such layers pass as they are
+    nodes = [n for n in source.proto.graph.node if n.op_type != "DequantizeLinear" or n.input[0] not in weights]
+    ops = {n.op_type for n in nodes}
     quantized = {o for o in ops if o.startswith(("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm"))}
-    quantized |= ops & {"MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "MatMulNBits"}
+    quantized |= ops & {"MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"}
     if quantized:
         raise UnsupportedModelError(
             f"{source.name} is already quantized: it holds {', '.join(sorted(quantized))}; "

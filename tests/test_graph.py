@@ -182,6 +182,22 @@ def test_a_4_bit_constant_can_be_made() -> None:
     assert numpy_helper.to_array(kept).dtype == np.dtype(ml_dtypes.int4)
 
 
+def test_reading_a_4_bit_constant_leaves_it_as_it_was() -> None:
+    proto = parse("net (float[2, 4] x) => (float[2, 2] y) <float[4, 2] w> { y = MatMul (x, w) }")
+    del proto.opset_import[:]
+    proto.opset_import.append(helper.make_opsetid("", 21))
+    codes = helper.make_tensor("codes", TensorProto.INT4, [4, 2], [1, -8, 7, 0, 2, 3, 4, 5])
+    proto.graph.initializer.extend([codes, numpy_helper.from_array(np.array(0.5, np.float32), "s")])
+    proto.graph.node.insert(0, helper.make_node("DequantizeLinear", ["codes", "s"], ["w4"]))
+    proto.graph.node[1].input[1] = "w4"
+    graph = Graph.from_proto(proto)
+    constant = graph.tensors()["codes"]
+    assert isinstance(constant, Constant)
+    assert constant.values.astype(np.int32).reshape(-1).tolist() == [1, -8, 7, 0, 2, 3, 4, 5]
+    (kept,) = [t for t in graph.copy().to_proto().graph.initializer if t.name == "codes"]
+    assert kept == codes
+
+
 def external_model(folder: Path) -> onnx.ModelProto:
     proto = parse("net (float[300] x) => (float[300] y) <float[300] w> { y = Add (x, w) }")
     del proto.graph.value_info[:]

@@ -185,6 +185,28 @@ def test_a_linear_layer_whose_range_differs_from_feed_to_feed_is_quantized_at_ru
     assert errors[0] < errors[1] / 1.5
 
 
+def test_a_layer_of_4_bit_weights_stays_as_it_is_and_its_neighbour_becomes_integer() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    net (float[N, 32] x) => (float[N, 4] y) <float[16, 4] w2, float s = {0.1}> {
+      w = DequantizeLinear (codes, s)
+      [first] a = MatMul (x, w)
+      r = Relu (a)
+      [second] y = MatMul (r, w2)
+    }"""
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    second = rng.standard_normal((16, 4)).astype(np.float32)
+    codes = onnx.helper.make_tensor("codes", onnx.TensorProto.INT4, [32, 16], rng.integers(-8, 8, 512).tolist())
+    proto.graph.initializer.extend([onnx.numpy_helper.from_array(second, "w2"), codes])
+    for info in [i for i in proto.graph.value_info if i.name == "w2"]:
+        proto.graph.value_info.remove(info)
+    feeds = [{"x": rng.standard_normal((2, 32)).astype(np.float32)} for _ in range(4)]
+    report = onnxq.quantize(proto, feeds, target="cpu")
+    assert {n: e.state for n, e in report.ledger.items()} == {"first": State.FLOAT, "second": State.INTEGER}
+    assert [t for t in report.model.graph.initializer if t.name == "codes"] == [codes]
+    assert report.accuracy is not None
+    assert report.accuracy.real.outputs["y"].sqnr > 30
+
+
 def test_an_output_that_rounding_would_spoil_keeps_its_layers_in_float(tmp_path: Path) -> None:
     proto, feeds = small(THREE_CONVS)
     recipe = tmp_path / "r.toml"
