@@ -380,6 +380,12 @@ def _report(
         for r in records
         if r.name == UNPROVABLE
     ]
+    kept = {i.name for i in proto.graph.input}
+    fixed = [i.name for i in prepared.source.proto.graph.input if i.name not in kept]
+    if fixed and prepared.source.proto.ir_version >= 4:  # before, every initializer had to be an input as well
+        report.notes.append(
+            f"{len(fixed)} initializers that could be given as inputs are constants in the result, the first {fixed[0]}."
+        )
     unfused = [n for n, e in model.ledger.items() if e.state is State.FLOAT and n in prepared.model.unplaced]
     if unfused:
         report.notes.append(

@@ -185,6 +185,15 @@ def test_a_linear_layer_whose_range_differs_from_feed_to_feed_is_quantized_at_ru
     assert errors[0] < errors[1] / 1.5
 
 
+def test_an_initializer_that_could_be_overridden_is_a_constant_in_the_result_and_the_report_says_so() -> None:
+    proto, feeds = small(THREE_CONVS)
+    for name in ("w1", "w2"):
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [8, 8, 3, 3]))
+    report = onnxq.quantize(proto, [{"x": f["x"]} for f in feeds], target="cpu", validate=False)
+    assert [i.name for i in report.model.graph.input] == ["x"]
+    assert "2 initializers that could be given as inputs are constants in the result, the first w1." in report.notes
+
+
 def test_a_layer_of_4_bit_weights_stays_as_it_is_and_its_neighbour_becomes_integer() -> None:
     text = """<ir_version: 10, opset_import: ["" : 21]>
     net (float[N, 32] x) => (float[N, 4] y) <float[16, 4] w2, float s = {0.1}> {
