@@ -16,7 +16,8 @@ def _mean(of: Pattern, name: str) -> Pattern:
 
 _MEAN = _mean(X, "mean")
 _CENTRED = Op("Sub", X, _MEAN)
-_SQUARE = Either(Op("Pow", _CENTRED, Number(2)), Op("Mul", _CENTRED, _CENTRED))
+_AGAIN = Op("Sub", X, _mean(X, "mean_of_variance"))  # some exporters compute the mean twice
+_SQUARE = Either(Op("Pow", _AGAIN, Number(2)), Op("Mul", _AGAIN, _AGAIN))
 _SQUARE_OF_X = Either(Op("Pow", X, Number(2)), Op("Mul", X, X))
 _SQUARE_OF_MEAN = Either(Op("Pow", _MEAN, Number(2)), Op("Mul", _MEAN, _MEAN))
 _DIFFERENCE = Op("Sub", _mean(_SQUARE_OF_X, "variance"), _SQUARE_OF_MEAN)
@@ -36,13 +37,13 @@ AFFINE = Either(
 
 
 def normalized_axes(found: Match) -> tuple[int, ...] | None:
-    """The axes of both means, counted from the end and in order; None where they are unknown, differ or are dropped.
+    """The axes of all means, counted from the end and in order; None where they are unknown, differ or are dropped.
 
     A sum counts as a mean only where it is divided by the number of elements that it sums.
     """
     shape = found.tensors["x"].shape
     said = set()
-    for node in (found.nodes["mean"], found.nodes["variance"]):
+    for node in found.nodes.values():
         axes = reduced_axes(node)
         if axes is None or not keeps_dimensions(node) or (shape is None and any(a >= 0 for a in axes)):
             return None

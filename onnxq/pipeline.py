@@ -95,6 +95,7 @@ LOWER: tuple[type[Pass], ...] = (
     p.RemoveRedundantPairs,
     p.DeduplicateQdq,
     p.RemoveAbsorbedActivations,  # before insert-float-guards, which looks for the Q behind a float layer
+    p.InsertSingleReads,
     p.InsertFloatGuards,  # last: it looks at the Q and DQ that are left
 )
 
@@ -228,7 +229,7 @@ def _prepare(
         raise DataError("there is no calibration data: activations need samples to choose their ranges; give --data FOLDER")
     graph = Graph.from_proto(source.proto, source.folder)
     original = graph.to_proto()
-    inputs = Session(original, threads=threads).inputs
+    inputs = runtime.with_unknown_ranks(Session(original, threads=threads).inputs, original)
     samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
     collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
     digest = hash_of_model(original)

@@ -7,7 +7,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,12 @@ def _info(argument: Any) -> TensorInfo:
         dtype = None
     shape = tuple(d if isinstance(d, int) and d > 0 else None for d in argument.shape or ())
     return TensorInfo(argument.name, dtype, shape if argument.shape is not None else None)
+
+
+def with_unknown_ranks(inputs: Sequence[TensorInfo], proto: onnx.ModelProto) -> list[TensorInfo]:
+    """The same inputs, where onnxruntime calls an input of unknown rank a scalar."""
+    unknown = {i.name for i in proto.graph.input if not i.type.tensor_type.HasField("shape")}
+    return [replace(i, shape=None) if i.name in unknown else i for i in inputs]
 
 
 def _first_line(error: BaseException) -> str:

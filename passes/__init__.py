@@ -38,6 +38,7 @@ from onnxq.passes.lower.gather_before_dequantize import GatherBeforeDequantize
 from onnxq.passes.lower.insert_dynamic import InsertDynamic
 from onnxq.passes.lower.insert_float_guards import InsertFloatGuards
 from onnxq.passes.lower.insert_qdq import InsertQdq
+from onnxq.passes.lower.insert_single_reads import InsertSingleReads
 from onnxq.passes.lower.quantize_biases import QuantizeBiases
 from onnxq.passes.lower.quantize_weights import QuantizeWeights
 from onnxq.passes.lower.remove_absorbed_activations import RemoveAbsorbedActivations
@@ -110,6 +111,7 @@ PASSES = {
         RemoveRedundantPairs,
         DeduplicateQdq,
         RemoveAbsorbedActivations,
+        InsertSingleReads,
         InsertFloatGuards,
     )
 }

@@ -185,6 +185,30 @@ def test_a_linear_layer_whose_range_differs_from_feed_to_feed_is_quantized_at_ru
     assert errors[0] < errors[1] / 1.5
 
 
+def test_an_input_of_unknown_rank_takes_any_sample() -> None:
+    proto, feeds = small(THREE_CONVS)
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    report = onnxq.quantize(proto, [{"x": np.repeat(f["x"], 2, 0)} for f in feeds], target="cpu", validate=False)
+    assert report.integer_share == 1.0
+
+
+def test_a_normalization_behind_an_integer_layer_stays_one_kernel() -> None:
+    text = """net (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y)
+    <float[4, 4, 1, 1] w1, float[6] w2, float two = {2}, float eps = {0.00001}> {
+      a = Conv (x, w1)
+      p = Pow (a, two)
+      m = ReduceMean <axes = [-1]> (p)
+      e = Add (m, eps)
+      s = Sqrt (e)
+      d = Div (a, s)
+      y = Mul (d, w2)
+    }"""
+    proto, feeds = small(text)
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    assert audit.inspect(report.model).kernels["SimplifiedLayerNormalization"] == 1
+    assert report.integer_share == 1.0
+
+
 def test_an_initializer_that_could_be_overridden_is_a_constant_in_the_result_and_the_report_says_so() -> None:
     proto, feeds = small(THREE_CONVS)
     for name in ("w1", "w2"):

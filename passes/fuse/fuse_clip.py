@@ -14,6 +14,7 @@ from onnxq.pattern import Either, Input, Number, Op, match, substitute
 
 CLIP_OPSET = 11  # the first in which the bounds are inputs
 X = Input("x")
+RELU = Op("Max", X, Number(0))
 PATTERNS = (
     Op("Min", Op("Max", X, Number("low")), Number("high")),
     Op("Max", Op("Min", X, Number("high")), Number("low")),
@@ -26,7 +27,9 @@ class FuseClip(Pass):
     """Write bounds that are spelled out as Min and Max as one Clip.
 
     Given:   %y = Min(Max(%x, 0), 6), or in the other order, or Min(Relu(%x), 6)
+             %y = Max(%x, 0)
     Result:  %y = Clip(%x, 0, 6)
+             %y = Relu(%x)
     Refused: an inner result has another reader; the lower bound is above the upper one.
     """
 
@@ -37,6 +40,11 @@ class FuseClip(Pass):
         if graph.opset < CLIP_OPSET:
             return 0
         for root in graph.find("Min", "Max", "Relu"):
+            relu = match(graph, root, RELU)
+            if relu is not None and is_float32(relu.tensors["x"]):
+                substitute(graph, relu, "Relu", [relu.tensors["x"]])
+                fused += 1
+                continue
             found = next((f for p in PATTERNS if (f := match(graph, root, p)) is not None), None)
             if found is None or not is_float32(found.tensors["x"]):
                 continue

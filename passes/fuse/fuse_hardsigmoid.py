@@ -14,6 +14,7 @@ from onnxq.pattern import Either, Input, Number, Op, match, substitute
 
 X = Input("x")
 _SHIFTED = Op("Add", X, Number("shift"))
+_RATIO = Either(Op("Div", _SHIFTED, Number("steps")), Op("Mul", _SHIFTED, Number("slope")))
 _SLOPED = Op("Add", Either(Op("Mul", X, Number("slope")), Op("Div", X, Number("steps"))), Number("shift"))
 
 
@@ -22,8 +23,14 @@ def _clip(name: str) -> tuple[Op, ...]:
     return Op("Clip", _SLOPED, name=name), Op("Clip", _SHIFTED, name=name)
 
 
-PATTERNS = tuple(
-    form for clip in _clip("clip") for form in (Op("Div", clip, Number("divisor")), Op("Mul", clip, Number("factor")), clip)
+SHIFTED_FIRST = Op("Clip", _RATIO, name="clip")
+PATTERNS = (
+    *(
+        form
+        for clip in _clip("clip")
+        for form in (Op("Div", clip, Number("divisor")), Op("Mul", clip, Number("factor")), clip)
+    ),
+    SHIFTED_FIRST,
 )
 
 
@@ -31,7 +38,8 @@ PATTERNS = tuple(
 class FuseHardsigmoid(Pass):
     """Write a hard sigmoid that is spelled out in small ops as one node.
 
-    Given:   %y = Div(Clip(Add(%x, 3), 0, 6), 6), or Mul by 1 / 6; or Clip(Add(Mul(%x, 0.2), 0.5), 0, 1)
+    Given:   %y = Div(Clip(Add(%x, 3), 0, 6), 6), or Mul by 1 / 6; or Clip(Add(Mul(%x, 0.2), 0.5), 0, 1), or
+             Clip(Div(Add(%x, 3), 6), 0, 1)
     Result:  %y = HardSigmoid(%x) {alpha=1/6, beta=0.5}
     Refused: the bounds are not 0 and the divisor (so that the result is not between 0 and 1); an inner result has another
              reader.
@@ -42,10 +50,10 @@ class FuseHardsigmoid(Pass):
     def apply(self, model: Model) -> int:
         graph, fused = model.graph, 0
         for root in graph.find("Div", "Mul", "Clip"):
-            found = next((f for p in PATTERNS if (f := match(graph, root, p)) is not None), None)
+            pattern, found = next(((p, f) for p in PATTERNS if (f := match(graph, root, p)) is not None), (None, None))
             if found is None:
                 continue
-            said = _slope_and_offset(found.numbers, found.nodes["clip"])
+            said = _slope_and_offset(found.numbers, found.nodes["clip"], shifted_first=pattern is SHIFTED_FIRST)
             if said is None:
                 if root.op != "Clip":
                     model.refuse(root, "its bounds are not those of a hard sigmoid")
@@ -61,11 +69,11 @@ class FuseHardsigmoid(Pass):
         return fused
 
 
-def _slope_and_offset(numbers: dict[str, float], clip: Node) -> tuple[float, float] | None:
+def _slope_and_offset(numbers: dict[str, float], clip: Node, *, shifted_first: bool) -> tuple[float, float] | None:
     """(alpha, beta) of max(0, min(1, alpha x + beta)); None where the formula is another."""
     low, high = clip_bounds(clip)
     scale = numbers.get("factor", 1 / numbers["divisor"] if numbers.get("divisor") else 1.0)
     if low != 0.0 or high is None or scale <= 0 or not np.isclose(high * scale, 1.0, rtol=1e-5):
         return None
     slope = numbers.get("slope", 1 / numbers["steps"] if numbers.get("steps") else 1.0)
-    return slope * scale, numbers["shift"] * scale
+    return slope * scale, numbers["shift"] * scale * (slope if shifted_first else 1.0)
