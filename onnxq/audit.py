@@ -110,11 +110,11 @@ def complete_ledger(model: Model, integer: set[str]) -> None:
         entry = model.ledger.get(node.name)
         if node.name in integer:
             model.ledger[node.name] = Entry(node.op, State.DYNAMIC if node.name in model.dynamic else State.INTEGER)
-        elif node.op in COMPUTE and entry is None:
+        elif node.op in FLOAT_KERNELS and entry is None:
             model.ledger[node.name] = Entry(node.op, State.FLOAT, Reason.UNSUPPORTED)
         for body in [part for b in node.bodies for part in (b, *b.subgraphs(recursive=True))]:
             for inner in body.nodes:
-                if inner.op in COMPUTE:
+                if inner.op in FLOAT_KERNELS:
                     model.ledger[inner.name] = Entry(inner.op, State.FLOAT, Reason.IN_BODY, f"body of {node.name}")
     for name in [n for n, e in model.ledger.items() if e.is_integer and n not in integer]:
         model.ledger[name] = Entry(model.ledger[name].op, State.FLOAT, Reason.NOT_FUSED)

@@ -35,6 +35,7 @@ FLOAT: tuple[type[Pass], ...] = (
     p.RaiseOpset,  # first: every later pass reads the attributes and inputs of opset 13
     p.FoldConstants,  # before shapes are inferred: a Reshape's target is then a constant
     p.InferShapes,  # before whatever asks for ranks and types
+    p.LearnTypes,  # what inference knows nothing of
     p.FoldShapes,  # needs shapes; frees Reshapes and Pads from Shape arithmetic
     p.RemoveIdentity,
     p.RemoveDropout,

@@ -55,9 +55,9 @@ class Report:
         return _share(*self._compute_counts("integer_macs", "float_macs"))
 
     def _compute_counts(self, integer: str, other: str) -> tuple[int, int]:
-        from onnxq.audit import COMPUTE
+        from onnxq.audit import FLOAT_KERNELS
 
-        rows = [c for op, c in self.coverage.items() if op in COMPUTE]
+        rows = [c for op, c in self.coverage.items() if op in FLOAT_KERNELS]
         return sum(getattr(c, integer) for c in rows), sum(getattr(c, other) for c in rows)
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from onnxq.passes.canonicalize.deduplicate_constants import DeduplicateConstants
 from onnxq.passes.canonicalize.fold_constants import FoldConstants
 from onnxq.passes.canonicalize.fold_shapes import FoldShapes
 from onnxq.passes.canonicalize.infer_shapes import InferShapes
+from onnxq.passes.canonicalize.learn_types import LearnTypes
 from onnxq.passes.canonicalize.raise_opset import RaiseOpset
 from onnxq.passes.canonicalize.remove_cast import RemoveCast
 from onnxq.passes.canonicalize.remove_dropout import RemoveDropout
@@ -63,6 +64,7 @@ PASSES = {
         RaiseOpset,
         FoldConstants,
         InferShapes,
+        LearnTypes,
         FoldShapes,
         RemoveIdentity,
         RemoveDropout,
