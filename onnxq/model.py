@@ -271,6 +271,7 @@ def short_name(name: str) -> str:
     Each such name stands several times in the file; exporters that join a whole path into a name would make these names
     outweigh the weights.
     """
+    name = known_as(name)
     if len(name) <= LONGEST_BASE:
         return name
     end = name[-LONGEST_BASE:]
