@@ -34,7 +34,7 @@ class SelectLayers(Pass):
 
     name: ClassVar[str] = "select-layers"
     below: float = 17.0
-    goal: float = 28.0
+    goal: float = 30.0
 
     def apply(self, model: Model) -> int:
         calibration = model.calibration
