@@ -106,10 +106,11 @@ def complete_ledger(model: Model, integer: set[str]) -> None:
     """Give every compute node of the reference, and every node that was placed, its line: the runtime says which kernel."""
     reference = model.reference
     assert reference is not None
+    dynamic = {n.name for n in model.graph.nodes if n.op == "MatMulInteger"}
     for node in reference.nodes:
         entry = model.ledger.get(node.name)
         if node.name in integer:
-            model.ledger[node.name] = Entry(node.op, State.DYNAMIC if node.name in model.dynamic else State.INTEGER)
+            model.ledger[node.name] = Entry(node.op, State.DYNAMIC if node.name in dynamic else State.INTEGER)
         elif node.op in FLOAT_KERNELS and entry is None:
             model.ledger[node.name] = Entry(node.op, State.FLOAT, Reason.UNSUPPORTED)
         for body in [part for b in node.bodies for part in (b, *b.subgraphs(recursive=True))]:
@@ -125,7 +126,8 @@ def multiply_accumulates(graph: Graph, feed: Mapping[str, np.ndarray], threads: 
     nodes = graph.find("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
     names = [t.name for n in nodes for t in (*n.inputs[:3], *n.outputs[:1]) if t.name and value(t) is None]
     session = runtime.Session(runtime.exposed(graph.to_proto(), names), threads=threads)
-    shapes = {name: array.shape for name, array in {**feed, **session.run(feed)}.items()}
+    values = {**feed, **session.run(feed)}
+    shapes = {name: array.shape for name, array in values.items() if isinstance(array, np.ndarray)}
     return {n.name: _macs(n, shapes) for n in nodes}
 
 

@@ -2,7 +2,7 @@
 
 A pattern is a tree that is matched from its last node backwards. Inputs of one name must be one tensor; Add, Mul, Max and
 Min take their inputs in either order, and a Product its factors in any. A match counts only when nothing outside it reads
-an inner result.
+an inner result. An input x has the rank of the result.
 """
 
 from __future__ import annotations
@@ -108,6 +108,9 @@ def match(graph: Graph, root: Node, pattern: Pattern) -> Match | None:
     if root.domain not in ONNX_DOMAINS or not root.outputs:
         return None
     found = next(_tensor(graph, pattern, root.outputs[0], Match(root)), None)
+    x = None if found is None else found.tensors.get("x")
+    if x is not None and None not in (x.shape, root.outputs[0].shape) and len(x.shape) != len(root.outputs[0].shape):
+        return None  # a number of more dimensions than x
     return found and replace(found, inner=tuple(dict.fromkeys(n for n in found.inner if n is not root)))
 
 
@@ -173,6 +176,8 @@ def _node(graph: Graph, pattern: Op, node: Node, state: Match) -> Iterator[Match
     extra = node.inputs[len(pattern.inputs) :]
     if len(node.inputs) < len(pattern.inputs) or any(t.name and not isinstance(t, Constant) for t in extra):
         return
+    if extra and node.op in COMMUTATIVE:
+        return  # Max and Min of three
     if pattern.name and state.nodes.get(pattern.name, node) is not node:
         return
     nodes = {**state.nodes, pattern.name: node} if pattern.name else state.nodes

@@ -88,6 +88,9 @@ class _Tally:
     def add(self, reference: np.ndarray, got: np.ndarray) -> None:
         r, g = reference.astype(np.float64), got.astype(np.float64)
         self.signal += float(np.square(r).sum())
+        if r.shape != g.shape:  # entries are selected by their values, and others were: nothing can be set side by side
+            self.noise += float(np.square(r).sum())
+            return
         self.noise += float(np.square(r - g).sum())
         self.product += float((r * g).sum())
         self.square += float(np.square(g).sum())

@@ -31,6 +31,13 @@ def test_another_order_number_op_or_kind_does_not_match(body: str) -> None:
     assert match(found, found.nodes[-1], Either(Op("Sub", X, Number(2)), Op("Mul", X, Number(2)))) is None
 
 
+def test_a_maximum_of_three_is_not_one_of_two_and_a_number_of_more_dimensions_is_none() -> None:
+    three = graph("y = Max (x, two, half)")
+    assert match(three, three.nodes[-1], Op("Max", X, Number(2))) is None
+    wider = graph("y = Mul (x, w)", "float[1, 1] w = {2}", "float[1, 2] y")
+    assert match(wider, wider.nodes[-1], Op("Mul", X, Number(2))) is None
+
+
 def test_an_input_of_one_name_is_one_tensor() -> None:
     square = Op("Mul", X, X)
     same, different = graph("y = Mul (x, x)"), graph("y = Mul (x, z)")

@@ -209,6 +209,45 @@ def test_a_normalization_behind_an_integer_layer_stays_one_kernel() -> None:
     assert report.integer_share == 1.0
 
 
+DIFFERENT_RANGES = [
+    (np.random.default_rng(k + 2).standard_normal((4, 16)) * 10.0**k).astype(np.float32) for k in (-2, -1, 0, 1)
+]
+
+
+def test_a_float_reader_of_a_tensor_that_is_quantized_at_run_time_reads_it_in_float() -> None:
+    text = """net (float[N, 16] x) => (float[N, 16] y, float[N, 16] z) <float[16, 16] w> {
+      [keep] y = MatMul (x, w)
+      [lin] z = MatMul (x, w)
+    }"""
+    proto, _ = small(text)
+    report = onnxq.quantize(proto, [{"x": x} for x in DIFFERENT_RANGES], target="cpu", exclude="keep", validate=False)
+    assert {n: e.state for n, e in report.ledger.items()} == {"keep": State.FLOAT, "lin": State.DYNAMIC}
+
+
+def test_outputs_whose_shape_depends_on_the_data_and_sequences_pass() -> None:
+    text = """net (float[N, 8, 9, 9] x) => (float[M] y, seq(float[N, 8, 9, 9]) s)
+    <float[8, 8, 3, 3] w1, float low = {0.1}, int64[1] flat = {-1}> {
+      a = Conv (x, w1)
+      f = Reshape (a, flat)
+      c = Greater (f, low)
+      y = Compress (f, c)
+      s = SequenceConstruct (a)
+    }"""
+    proto, feeds = small(text)
+    report = onnxq.quantize(proto, feeds, target="cpu")
+    assert report.integer_share == 1.0
+
+
+def test_a_table_of_infinities_is_looked_up_in_float() -> None:
+    text = "net (int64[N] i) => (float[N, 128] y) <float[128, 128] t> { y = Gather (t, i) }"
+    proto = onnx.parser.parse_model(HEADER + text)
+    del proto.graph.value_info[:]
+    mask = np.triu(np.full((128, 128), -np.inf, np.float32), 1)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(mask, "t"))
+    report = onnxq.quantize(proto, [{"i": np.arange(4)}], target="cpu", validate=False)
+    np.testing.assert_array_equal(Session(report.model).run({"i": np.arange(8)})["y"], mask[:8])
+
+
 def test_an_initializer_that_could_be_overridden_is_a_constant_in_the_result_and_the_report_says_so() -> None:
     proto, feeds = small(THREE_CONVS)
     for name in ("w1", "w2"):

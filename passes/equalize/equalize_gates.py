@@ -49,6 +49,8 @@ class EqualizeGates(Pass):
         if readers is None or after is None or before is None:
             return False
         gain = self.silu_gain if op == "Sigmoid" else self.gain
+        if model.excluded & {first.name, *(r.name for r in readers)}:
+            return False
         factors = choose_factors(after, readers, before=before, gain=gain)
         if factors is None:
             model.refuse(first, "its channels are even enough")

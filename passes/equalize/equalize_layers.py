@@ -41,6 +41,8 @@ class EqualizeLayers(Pass):
         sketch = model.calibration.sketches.get(tensor.name) if model.calibration else None
         if readers is None or sketch is None or sketch.channels is None or not has_constant_parameters(first):
             return False
+        if model.excluded & {first.name, *(r.name for r in readers)}:
+            return False
         factors = choose_factors(sketch.channels, readers, gain=self.gain)
         if factors is None:
             model.refuse(first, "its channels are even enough")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import pi, sqrt
 from typing import ClassVar
 
+from onnxq.graph import is_float32
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 from onnxq.pattern import Either, Input, Number, Op, Product, match, substitute
@@ -52,7 +53,7 @@ class FuseGelu(Pass):
         for root in graph.find("Mul"):
             for pattern, approximate, contributed in ((BY_ERF, "none", "Gelu"), (BY_TANH, "tanh", "FastGelu")):
                 found = match(graph, root, pattern)
-                if found is None:
+                if found is None or not is_float32(found.tensors["x"]):
                     continue
                 if not found.is_closed(graph):
                     model.refuse(root, "an inner result has another reader")

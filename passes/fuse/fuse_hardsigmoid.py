@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Node, clip_bounds
+from onnxq.graph import Node, clip_bounds, is_float32
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 from onnxq.pattern import Either, Input, Number, Op, match, substitute
@@ -51,7 +51,7 @@ class FuseHardsigmoid(Pass):
         graph, fused = model.graph, 0
         for root in graph.find("Div", "Mul", "Clip"):
             pattern, found = next(((p, f) for p in PATTERNS if (f := match(graph, root, p)) is not None), (None, None))
-            if found is None:
+            if found is None or not is_float32(found.tensors["x"]):
                 continue
             said = _slope_and_offset(found.numbers, found.nodes["clip"], shifted_first=pattern is SHIFTED_FIRST)
             if said is None:

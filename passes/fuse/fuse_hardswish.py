@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import clip_bounds
+from onnxq.graph import clip_bounds, is_float32
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 from onnxq.pattern import Either, Input, Match, Number, Op, Product, match, substitute
@@ -41,7 +41,11 @@ class FuseHardswish(Pass):
         graph, fused = model.graph, 0
         for root in graph.find("Div", "Mul"):
             found = match(graph, root, BY_CLIP) or match(graph, root, BY_HARDSIGMOID)
-            if found is None or ("gate" in found.nodes and graph.opset < HARDSWISH_OPSET):
+            if (
+                found is None
+                or not is_float32(found.tensors["x"])
+                or ("gate" in found.nodes and graph.opset < HARDSWISH_OPSET)
+            ):
                 continue
             if not _is_hardswish(found):
                 model.refuse(root, "its bounds or slope are not those of a hard swish")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxq.graph import is_float32
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 from onnxq.pattern import Either, Input, Number, Op, match, substitute
@@ -42,7 +43,7 @@ class FuseSigmoid(Pass):
         for root in graph.find("Div", "Reciprocal", "Add", "Mul"):
             for pattern in (SIGMOID, SILU):
                 found = match(graph, root, pattern)
-                if found is None:
+                if found is None or not is_float32(found.tensors["x"]):
                     continue
                 if not found.is_closed(graph):
                     model.refuse(root, "an inner result has another reader")

@@ -12,7 +12,7 @@ from onnxq.pattern import Either, Input, Match, Op, keeps_dimensions, match, red
 
 SOFTMAX_OPSET = 13  # the first in which it normalizes over one axis
 X = Input("x")
-_POWERS = Op("Exp", Either(Op("Sub", X, Op("ReduceMax", X, name="largest")), X))
+_POWERS = Op("Exp", Either(Op("Sub", X, Op("ReduceMax", X, name="largest")), X), name="powers")  # one node at both places
 _SUM = Op("ReduceSum", _POWERS, name="sum")
 PATTERN = Either(Op("Div", _POWERS, _SUM), Op("Mul", _POWERS, Op("Reciprocal", _SUM)))
 
@@ -52,7 +52,7 @@ class FuseSoftmax(Pass):
 def _axis(found: Match) -> int | None:
     shape = found.tensors["x"].shape
     axes = set()
-    for node in found.nodes.values():
+    for node in (n for name, n in found.nodes.items() if name != "powers"):
         reduced = reduced_axes(node)
         if reduced is None or len(reduced) != 1 or not keeps_dimensions(node):
             return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from onnxq.graph import Constant, Tensor, value
 from onnxq.model import Model, short_name
 from onnxq.passmanager import Pass
@@ -16,7 +18,7 @@ class GatherBeforeDequantize(Pass):
 
     Given:   %1 = DequantizeLinear(T_q, s, z) {axis=1};  %2 = Gather(%1, %0)               T_q constant, of rank 2
     Result:  %3 = Gather(T_q, %0);  %2 = DequantizeLinear(%3, s, z) {axis=-1}
-    Refused: the table has a scale for each row; the Gather is not by row.
+    Refused: the table has scales by row or block, or codes of other than 8 bits; the Gather is not by row.
     """
 
     name: ClassVar[str] = "gather-before-dequantize"
@@ -33,8 +35,12 @@ class GatherBeforeDequantize(Pass):
                 continue
             codes, scale = dequantizer.inputs[0], value(dequantizer.inputs[1])
             by_column = scale is not None and (scale.ndim == 0 or dequantizer.attrs.get("axis", 1) in (1, -1))
-            if len(codes.shape or ()) != 2 or not by_column or node.attrs.get("axis", 0) != 0:
-                model.refuse(node, "its table has a scale for each row, or it does not gather rows")
+            by_block = scale is None or scale.ndim > 1 or dequantizer.attrs.get("block_size", 0)
+            if len(codes.shape or ()) != 2 or not by_column or by_block or node.attrs.get("axis", 0) != 0:
+                model.refuse(node, "its table has scales by row or block, or it does not gather rows")
+                continue
+            if codes.dtype not in (np.int8, np.uint8):
+                model.refuse(node, "the runtime gathers no codes of this type")
                 continue
             result = node.outputs[0]
             rows: Tensor = graph.variable(f"{short_name(result.name)}_q", codes.dtype, result.shape)

@@ -29,7 +29,8 @@ class InsertDynamic(Pass):
     def apply(self, model: Model) -> int:
         parts: dict[str, tuple[Variable, Variable, Variable]] = {}
         weights: dict[tuple[str, bool], list[Constant]] = {}
-        layers = [n for n in model.compute_nodes() if isinstance(model.specs.get(n.inputs[0].name), Dynamic)]
+        layers = [n for n in model.compute_nodes() if n.name in model.dynamic and (n.name, 0) in model.quantized_inputs]
+        layers = [n for n in layers if isinstance(model.specs.get(n.inputs[0].name), Dynamic)]
         for node in layers:
             x = node.inputs[0]
             if x.name not in parts:
@@ -75,7 +76,7 @@ def _lower(model: Model, node: Node, activation: tuple[Variable, Variable, Varia
 
     sums = graph.variable(f"{name}_sums", np.int32, result.shape)
     inputs = [codes, weight_codes, zero_point, weight_zero_point]
-    graph.insert("MatMulInteger", inputs, [sums], name=name)  # the runtime's kernel will have this node's name
+    graph.insert("MatMulInteger", inputs, [sums]).name = name  # the runtime's kernel will have this node's name
     as_float = graph.variable(f"{name}_float", np.float32, result.shape)
     graph.insert("Cast", [sums], [as_float], {"to": onnx.TensorProto.FLOAT})
     step = graph.variable(f"{name}_scale", np.float32, list(np.shape(weight_scale.values)))

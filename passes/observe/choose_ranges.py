@@ -36,7 +36,7 @@ class ChooseRanges(Pass):
     def apply(self, model: Model) -> int:
         default = observer(self.observer)
         overrides = [(pattern, observer(text)) for pattern, text in self.overrides]
-        observed = [known_as(n) for n, s in model.specs.items() if isinstance(s, Observed)]
+        observed = [n for name, s in model.specs.items() if isinstance(s, Observed) for n in {name, known_as(name)}]
         for pattern, _ in overrides:
             taken_off = model.sensitive or model.unplaced  # in an earlier round, in which the pattern did match
             if not taken_off and not any(fnmatchcase(name, pattern) for name in observed):
@@ -49,10 +49,14 @@ class ChooseRanges(Pass):
             sketch = model.calibration.sketches.get(name) if model.calibration else None
             if sketch is None or not sketch.pages:
                 raise CalibrationError(f"tensor {name} was empty in every sample; give data in which it is not")
-            kind = next((o for pattern, o in reversed(overrides) if fnmatchcase(known_as(name), pattern)), default)
+            kind = next((o for pattern, o in reversed(overrides) if _matches(name, pattern)), default)
             model.params[name] = _params(model, tensor, spec, sketch, kind)
             chosen += 1
         return chosen
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(known_as(name), pattern)
 
 
 def _params(model: Model, tensor: Tensor, spec: Observed, sketch: TensorSketch, kind: Observer) -> QuantParams:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Constant, Node, Tensor, is_float32
+from onnxq.graph import Constant, Node, is_float32
 from onnxq.model import PER_CHANNEL_OPSET, Model, Observed
 from onnxq.numerics import PerAxis, PerTensor
 from onnxq.passmanager import Pass
@@ -20,7 +20,7 @@ class AnnotateEmbeddings(Pass):
     Given:   %1 = Gather(T, %0)                                      T a constant (rows, columns) of float32
     Result:  specs: T observed by column; the Gather reads it quantized (gather-before-dequantize puts the Dequantize behind)
     Refused: the table has fewer than `smallest` elements; it is not of rank 2 or not gathered by row; the opset is below 13,
-             where there is no scale by column; the Gather is excluded by the user; the target has no 8-bit weights.
+             where there is no scale by column; it holds infinity; the Gather is excluded by the user.
 
     Only the file and the memory become smaller: the rows are dequantized after they are looked up.
     """
@@ -46,11 +46,13 @@ class AnnotateEmbeddings(Pass):
                 annotated += 1
         return annotated
 
-    def _refusal(self, model: Model, node: Node, table: Tensor) -> str | None:
+    def _refusal(self, model: Model, node: Node, table: Constant) -> str | None:
         if node.attrs.get("axis", 0) != 0:
             return "it does not gather rows"
         if table.shape[0] * table.shape[1] < self.smallest:
             return "its table is small"
+        if not np.isfinite(np.asarray(table.values)).all():
+            return "its table holds NaN or infinity"
         if model.graph.opset < PER_CHANNEL_OPSET:
             return "the opset has no scale by column"
         if node.name in model.excluded:

@@ -49,6 +49,8 @@ class SelectLayers(Pass):
             return 0
         errors = self._errors(model, layers, exact, entries)
         left, total, marked = sum(errors.values()), sum(errors.values()), set()
+        if total == 0:
+            return 0  # on these feeds no layer makes a difference
         for name in sorted(errors, key=errors.__getitem__, reverse=True):
             marked.add(name)
             left -= errors[name]
@@ -92,12 +94,18 @@ def _sqnr(exact: Outputs, rounded: Outputs, names: Sequence[str]) -> float:
     """In dB, of the worst of these outputs over all feeds together; infinite where none has any energy."""
     worst = np.inf
     for name in names:
-        if exact[0][name].dtype.kind != "f":
+        pairs = [(e[name], r[name]) for e, r in zip(exact, rounded, strict=True)]
+        if not all(_are_comparable(e, r) for e, r in pairs):
             continue
-        signal = sum(float(np.square(e[name], dtype=np.float64).sum()) for e in exact)
-        noise = sum(
-            float(np.square(e[name].astype(np.float64) - r[name]).sum()) for e, r in zip(exact, rounded, strict=True)
-        )
+        signal = sum(float(np.square(e, dtype=np.float64).sum()) for e, _ in pairs)
+        noise = sum(float(np.square(e.astype(np.float64) - r).sum()) for e, r in pairs)
         if signal > 0 and noise > 0:
             worst = min(worst, 10 * np.log10(signal / noise))
     return worst
+
+
+def _are_comparable(exact: object, rounded: object) -> bool:
+    """Whether both are float arrays of one shape: a sequence is not, nor what was selected by its values."""
+    if not isinstance(exact, np.ndarray) or not isinstance(rounded, np.ndarray):
+        return False
+    return exact.dtype.kind == "f" and exact.shape == rounded.shape
