@@ -85,9 +85,9 @@ def _run(model: Model, proto: onnx.ModelProto, feeds: Sequence[Mapping[str, np.n
 
 
 def _is_read_by_entry(model: Model, output: str) -> bool:
-    """Whether an output is a map, a sequence or a number; a vector of scores for each sample is not."""
+    """Whether an output is a map, a sequence or a number. A vector of scores, (N, C) or (N, C, 1, 1), is not."""
     shape = next(t.shape for t in model.graph.outputs if t.name == output)
-    return shape is None or len(shape) != 2 or shape[1] == 1
+    return shape is None or len([d for d in shape[1:] if d != 1]) != 1
 
 
 def _sqnr(exact: Outputs, rounded: Outputs, names: Sequence[str]) -> float:
