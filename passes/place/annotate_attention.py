@@ -53,7 +53,9 @@ def _products(graph: Graph, softmax: Node) -> tuple[Node, Node] | None:
     if softmax.attrs.get("axis", -1) not in (-1, rank - 1):
         return None
     scores, probabilities = _scores(graph, softmax.inputs[0]), softmax.outputs[0]
-    readers = [n for n, i in graph.readers(probabilities) if n is not None and n.op == "MatMul" and i == 0]
+    guards = [n for n, _ in graph.readers(probabilities) if n is not None and n.op == "Where"]  # 0 for a row of NaN
+    sources = [probabilities, *(n.outputs[0] for n in guards)]
+    readers = [n for t in sources for n, i in graph.readers(t) if n is not None and n.op == "MatMul" and i == 0]
     if scores is None or len(readers) != 1:
         return None
     products = scores, readers[0]
