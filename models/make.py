@@ -105,7 +105,18 @@ def export(model: nn.Module, example: Example, path: Path) -> None:
             input_names=[example.input], output_names=["logits"],
             dynamic_axes={example.input: {0: "N"}, "logits": {0: "N"}},
         )  # fmt: skip
+    strip_notes(path)
     onnx.checker.check_model(path, full_check=True)
+
+
+def strip_notes(path: Path) -> None:
+    """Take out what the exporter notes on its nodes: where in the source, on which machine's paths, each was called."""
+    proto = onnx.load(path)
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del part.metadata_props[:]
+    for node in proto.graph.node:
+        node.doc_string = ""
+    onnx.save(proto, path)
 
 
 def measure_top1(path: Path, data: Path) -> float:
