@@ -115,7 +115,6 @@ class Model:
     specs: dict[str, QuantSpec] = field(default_factory=dict)
     quantized_inputs: set[Reader] = field(default_factory=set)
     planned: set[str] = field(default_factory=set)  # nodes meant to run in integer kernels
-    dynamic: set[str] = field(default_factory=set)  # those of them that quantize their input at run time
     params: dict[str, QuantParams] = field(default_factory=dict)
     ledger: dict[str, Entry] = field(default_factory=dict)
     calibration: Calibration | None = None
@@ -138,7 +137,6 @@ class Model:
             specs=dict(self.specs),
             quantized_inputs=set(self.quantized_inputs),
             planned=set(self.planned),
-            dynamic=set(self.dynamic),
             params=dict(self.params),
             ledger=dict(self.ledger),
             calibration=self.calibration,

@@ -86,6 +86,15 @@ def no_negatives(subject: Numbers) -> None:
 MANAGER = PassManager(no_negatives, same_sum)
 
 
+def test_once_runs_every_pass_one_time_and_proves_and_rolls_back_all_the_same() -> None:
+    found, records = MANAGER.run_exact(Numbers([8, 1]), [SplitEven()], once=True)
+    assert found.values == [4, 4, 1]
+    assert [(r.name, r.rewrites) for r in records] == [("split-even", 1)]
+    found, records = MANAGER.run_exact(Numbers([8, 1, 1]), [SplitEven(), LoseTheLast()], once=True)
+    assert found.values == [4, 4, 1, 1]
+    assert [r.name for r in records if r.rolled_back] == ["lose-the-last"]
+
+
 def test_exact_passes_run_until_none_finds_work() -> None:
     result, records = MANAGER.run_exact(Numbers([0, 8, 3]), [SplitEven(), DropZeros()])
     assert sorted(result.values) == [1] * 8 + [3]

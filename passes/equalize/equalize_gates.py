@@ -55,8 +55,8 @@ class EqualizeGates(Pass):
         if factors is None:
             model.refuse(first, "its channels are even enough")
             return False
-        rank = len(np.asarray(first.inputs[1].values).shape)  # type: ignore[union-attr]
-        by_channel = factors.reshape(1, -1, *[1] * (rank - 2)).astype(np.float32)
+        spatial = len(first.inputs[1].shape) - 2
+        by_channel = factors.reshape(1, -1, *[1] * spatial).astype(np.float32)
         scaled = scale_outputs(graph, first, factors)
         argument = graph.variable(f"{x.name}_gate_input", x.dtype, x.shape)
         gate = graph.variable(f"{x.name}_gate", x.dtype, x.shape)

@@ -29,7 +29,7 @@ class InsertDynamic(Pass):
     def apply(self, model: Model) -> int:
         parts: dict[str, tuple[Variable, Variable, Variable]] = {}
         weights: dict[tuple[str, bool], list[Constant]] = {}
-        layers = [n for n in model.compute_nodes() if n.name in model.dynamic and (n.name, 0) in model.quantized_inputs]
+        layers = [n for n in model.compute_nodes() if (n.name, 0) in model.quantized_inputs]
         layers = [n for n in layers if isinstance(model.specs.get(n.inputs[0].name), Dynamic)]
         for node in layers:
             x = node.inputs[0]

@@ -36,7 +36,8 @@ class ChooseRanges(Pass):
     def apply(self, model: Model) -> int:
         default = observer(self.observer)
         overrides = [(pattern, observer(text)) for pattern, text in self.overrides]
-        observed = [n for name, s in model.specs.items() if isinstance(s, Observed) for n in {name, known_as(name)}]
+        named = [name for name, s in model.specs.items() if isinstance(s, Observed)]
+        observed = list(dict.fromkeys(n for name in named for n in (name, known_as(name))))
         for pattern, _ in overrides:
             taken_off = model.sensitive or model.unplaced  # in an earlier round, in which the pattern did match
             if not taken_off and not any(fnmatchcase(name, pattern) for name in observed):

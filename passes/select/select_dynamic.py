@@ -51,7 +51,6 @@ class SelectDynamic(Pass):
                     model.refuse(node, "a static range serves it as well")
                 continue
             model.specs[name] = Dynamic()
-            model.dynamic |= {node.name for node in layers}
             chosen += 1
         return chosen
 

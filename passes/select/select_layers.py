@@ -11,7 +11,7 @@ import onnx
 
 from onnxq import runtime
 from onnxq.emulation import emulated
-from onnxq.graph import Node
+from onnxq.graph import Node, Tensor
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
@@ -39,11 +39,11 @@ class SelectLayers(Pass):
     def apply(self, model: Model) -> int:
         calibration = model.calibration
         layers = [n for n in model.compute_nodes() if n.name in model.planned]
-        if calibration is None or not calibration.loudest or not layers:
+        entries = [t.name for t in model.graph.outputs if _is_read_by_entry(t)]
+        if calibration is None or not calibration.loudest or not layers or not entries:
             return 0
         exact = _run(model, model.graph.to_proto(), calibration.loudest)
-        entries = [name for name in exact[0] if _is_read_by_entry(model, name)]
-        reached = _sqnr(exact, _run(model, emulated(model), calibration.loudest), entries) if entries else np.inf
+        reached = _sqnr(exact, _run(model, emulated(model), calibration.loudest), entries)
         limit = self.goal if model.sensitive else self.below  # once begun, it is brought to its goal
         if reached >= limit:
             return 0
@@ -84,10 +84,9 @@ def _run(model: Model, proto: onnx.ModelProto, feeds: Sequence[Mapping[str, np.n
     return [session.run(feed) for feed in feeds]
 
 
-def _is_read_by_entry(model: Model, output: str) -> bool:
+def _is_read_by_entry(output: Tensor) -> bool:
     """Whether an output is a map, a sequence or a number. A vector of scores, (N, C) or (N, C, 1, 1), is not."""
-    shape = next(t.shape for t in model.graph.outputs if t.name == output)
-    return shape is None or len([d for d in shape[1:] if d != 1]) != 1
+    return output.shape is None or len([d for d in output.shape[1:] if d != 1]) != 1
 
 
 def _sqnr(exact: Outputs, rounded: Outputs, names: Sequence[str]) -> float:
