@@ -52,6 +52,7 @@ FLOAT: tuple[type[Pass], ...] = (
     p.FuseInstancenorm,  # before fuse-layernorm, which takes what is left
     p.FuseLayernorm,
     p.FuseRmsnorm,
+    p.FuseRotary,
     p.FuseConvBatchnorm,  # before fold-batchnorm, which takes what is left
     p.FuseGemmBatchnorm,
     p.FusePad,  # needs constant pads

@@ -47,6 +47,7 @@ class _File(_Strict):
     name: str
     description: str
     provider: str
+    domains: tuple[str, ...] = ()  # of the operators beyond ONNX's own that it runs
     u8s8_saturates: Literal["always", "never", "detect"]
     activation: _Activation
     weight: _Weight
@@ -63,6 +64,7 @@ class Target:
     name: str
     description: str
     provider: str
+    domains: frozenset[str]
     saturates: bool
     activation_type: QuantType
     activation_symmetric: bool
@@ -104,6 +106,7 @@ def load(name: str) -> Target:
         name=data.name,
         description=data.description,
         provider=data.provider,
+        domains=frozenset(data.domains),
         saturates=_saturates(data.u8s8_saturates),
         activation_type=QuantType(data.activation.type),
         activation_symmetric=data.activation.symmetric,

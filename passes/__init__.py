@@ -32,6 +32,7 @@ from onnxq.passes.fuse.fuse_matmul_add import FuseMatmulAdd
 from onnxq.passes.fuse.fuse_pad import FusePad
 from onnxq.passes.fuse.fuse_reducemean import FuseReducemean
 from onnxq.passes.fuse.fuse_rmsnorm import FuseRmsnorm
+from onnxq.passes.fuse.fuse_rotary import FuseRotary
 from onnxq.passes.fuse.fuse_sigmoid import FuseSigmoid
 from onnxq.passes.fuse.fuse_softmax import FuseSoftmax
 from onnxq.passes.lower.deduplicate_qdq import DeduplicateQdq
@@ -81,6 +82,7 @@ PASSES = {
         FuseInstancenorm,
         FuseLayernorm,
         FuseRmsnorm,
+        FuseRotary,
         FuseConvBatchnorm,
         FuseGemmBatchnorm,
         FusePad,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import numpy as np
 import onnx
 
-from onnxq.graph import Variable
+from onnxq.graph import Node, Variable, input_at, value
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
@@ -19,6 +20,8 @@ class InferShapes(Pass):
 
     Given:   (%0: float32[1, 3, 8, 8])  %1 = Relu(%0)          %1 of unknown type
     Result:  the same graph             %1: float32[1, 3, 8, 8]
+    Given:   (%0: float32[64, 8])  %1 = Slice(%0, 0, %n) along axis 0;  %3 = Reshape(%2: float32[N, 4, 2], [N, -1])
+    Result:  the same graph        %1: float32[?, 8], %3: float32[N, 8]: two that onnx's inference leaves out
     Refused: inference fails; what stays unknown is treated as unknown by every pass after.
     """
 
@@ -45,7 +48,43 @@ class InferShapes(Pass):
                 if _known(shape) > _known(tensor.shape):
                     tensor.shape = shape
                     learned += 1
+        for node in model.graph.find(*BEYOND_ONNX):
+            shape = BEYOND_ONNX[node.op](node)
+            if shape is not None and _known(shape) > _known(node.outputs[0].shape):
+                node.outputs[0].shape = shape
+                learned += 1
         return learned
+
+
+def _after_slice(node: Node) -> list[int | str | None] | None:
+    """Axes that a Slice leaves alone keep their length, whatever its bounds."""
+    source, axes = node.inputs[0].shape, value(input_at(node, 3))
+    if source is None or axes is None:
+        return None
+    cut = {int(a) % len(source) for a in axes}
+    now = node.outputs[0].shape or [None] * len(source)
+    return [now[k] if k in cut else length for k, length in enumerate(source)]
+
+
+def _after_reshape(node: Node) -> list[int | str | None] | None:
+    """The one unknown length of a result follows from the number of elements, where symbols cancel."""
+    before, after = node.inputs[0].shape, node.outputs[0].shape
+    if before is None or after is None:
+        return None
+    left = [d for d in before if not isinstance(d, int)]
+    unknown = []
+    for k, length in enumerate(after):
+        if isinstance(length, str) and length in left:
+            left.remove(length)
+        elif not isinstance(length, int):
+            unknown.append(k)
+    counts = [prod(d for d in shape if isinstance(d, int)) for shape in (before, after)]
+    if left or len(unknown) != 1 or not counts[1] or counts[0] % counts[1]:
+        return None
+    return [counts[0] // counts[1] if k in unknown else length for k, length in enumerate(after)]
+
+
+BEYOND_ONNX = {"Slice": _after_slice, "Reshape": _after_reshape}
 
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
