@@ -1,8 +1,8 @@
-"""Calibration: run samples through the float model and keep a sketch of every observed tensor.
+"""Calibration: the statistics of every observed tensor, what they were made from, and their file.
 
 A `.calib` file is a zip of header.json (schema, hashes of the model and of the observed graph, runtime, feed hashes),
-sketches.npz (plain arrays, no pickle) and probes.npz (the few feeds that passes may run again). Merging is not approximate:
-see sketch.py.
+sketches.npz (plain arrays, no pickle) and feeds.npz (the few feeds that passes may run again). Merging is not approximate:
+see sketch.py. What fills it is collection.py.
 """
 
 from __future__ import annotations
@@ -12,38 +12,104 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxq import runtime
-from onnxq.data import Sample
 from onnxq.errors import CalibrationError
 from onnxq.sketch import TensorSketch
 
-SCHEMA = 2
+SCHEMA = 3
 PROBES = 4
 LOUDEST = 4
 Feed = dict[str, np.ndarray]
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass
 class Calibration:
-    """Sketches by tensor, and what they were made from."""
+    """Sketches by tensor, and what they were made from.
+
+    Feeds count by their index in the data. `probes` are those of least hash and `loudest` those of most output energy, the
+    first most: the same ones whatever the order in which feeds are seen. `equalized` are the sketches that hold only for the
+    graph of `plan_hash`, whose channels are evened out.
+    """
 
     sketches: dict[str, TensorSketch] = field(default_factory=dict)
-    samples: int = 0
-    probes: list[Feed] = field(default_factory=list)
-    loudest: list[Feed] = field(default_factory=list)  # of most output energy, the first most
-    feed_hashes: list[str] = field(default_factory=list)
+    feeds: dict[int, str] = field(default_factory=dict)  # index -> hash
+    skipped: dict[int, str] = field(default_factory=dict)  # index -> why it was left out
+    kept: dict[str, Feed] = field(default_factory=dict)  # hash -> feed
+    probe_hashes: list[str] = field(default_factory=list)
+    energies: dict[str, float] = field(default_factory=dict)  # of the loudest, by hash, the first most
     source_hash: str = ""
     graph_hash: str = ""
+    plan_hash: str = ""
+    equalized: list[str] = field(default_factory=list)
     versions: dict[str, object] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # of what did not go as asked; not in the file
+
+    @property
+    def samples(self) -> int:
+        """Feeds that were counted."""
+        return len(self.feeds)
+
+    def copy(self) -> Calibration:
+        """A twin to which sketches can be added without changing this one."""
+        return replace(self, sketches=dict(self.sketches), equalized=list(self.equalized))
+
+    def keep_feed(self, index: int, feed: Feed, digest: str, energy: float) -> None:
+        """Note that a feed was counted, and keep it if it is one of the few that are kept."""
+        self.feeds[index] = digest
+        self._keep({digest: feed}, {digest: energy})
+
+    def _keep(self, feeds: Mapping[str, Feed], energies: Mapping[str, float]) -> None:
+        kept, loud = {**self.kept, **feeds}, {**self.energies, **energies}
+        probes = sorted({*self.probe_hashes, *feeds})[:PROBES]
+        loudest = sorted(loud, key=lambda digest: (loud[digest], digest), reverse=True)[:LOUDEST]
+        self.probe_hashes, self.energies = probes, {digest: loud[digest] for digest in loudest}
+        self.kept = {digest: kept[digest] for digest in sorted({*probes, *loudest})}
+
+    @property
+    def probes(self) -> list[Feed]:
+        """The feeds of least hash."""
+        return [self.kept[digest] for digest in self.probe_hashes]
+
+    @property
+    def loudest(self) -> list[Feed]:
+        """The feeds of most output energy, the first most."""
+        return [self.kept[digest] for digest in self.energies]
+
+    def absorb(self, other: Calibration) -> None:
+        """Add another part of the same collection: other feeds of the same data, or other tensors of the same feeds."""
+        for name, sketch in other.sketches.items():
+            if name in self.sketches:
+                self.sketches[name].merge(sketch)
+            else:
+                self.sketches[name] = sketch
+        self.feeds.update(other.feeds)
+        self.skipped.update(other.skipped)
+        self._keep({d: other.kept[d] for d in other.probe_hashes}, {})
+        self._keep({d: other.kept[d] for d in other.energies}, other.energies)
+
+    def moved(self, by: int) -> Calibration:
+        """The same, with its feeds counted from another index."""
+        sketches = {}
+        for name, sketch in self.sketches.items():
+            series = {k + by: extent for k, extent in sketch.series.items()}
+            sketches[name] = replace(sketch, series=series)
+        feeds = {k + by: digest for k, digest in self.feeds.items()}
+        return replace(self, sketches=sketches, feeds=feeds, skipped={k + by: why for k, why in self.skipped.items()})
+
+    def hold_for(self, plan_hash: str) -> list[str]:
+        """Drop what holds only for a graph that is evened out in another way; the tensors dropped."""
+        dropped = (
+            [] if self.plan_hash == plan_hash else [n for n in self.equalized if self.sketches.pop(n, None) is not None]
+        )
+        if self.plan_hash != plan_hash:
+            self.plan_hash, self.equalized = plan_hash, []
+        return dropped
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -54,24 +120,27 @@ class Calibration:
             "samples": self.samples,
             "source_hash": self.source_hash,
             "graph_hash": self.graph_hash,
-            "feed_hashes": self.feed_hashes,
+            "plan_hash": self.plan_hash,
+            "feeds": sorted(self.feeds.items()),
+            "skipped": sorted(self.skipped.items()),
+            "kept": list(self.kept),
+            "probes": self.probe_hashes,
+            "loudest": {digest: energy.hex() for digest, energy in self.energies.items()},
             "versions": self.versions,
             "tensors": list(self.sketches),
-            "probes": len(self.probes),
-            "loudest": len(self.loudest),
+            "equalized": self.equalized,
         }
         arrays = {
             f"{k}/{part}": array
             for k, sketch in enumerate(self.sketches.values())
             for part, array in sketch.to_arrays().items()
         }
-        feeds = [*self.probes, *self.loudest]
-        probes = {f"{k}/{name}": array for k, feed in enumerate(feeds) for name, array in feed.items()}
+        feeds = {f"{k}/{name}": array for k, feed in enumerate(self.kept.values()) for name, array in feed.items()}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("header.json", json.dumps(header, indent=1))
             archive.writestr("sketches.npz", _npz(arrays))
-            archive.writestr("probes.npz", _npz(probes))
+            archive.writestr("feeds.npz", _npz(feeds))
         write_whole(path, buffer.getvalue())
 
     @classmethod
@@ -85,15 +154,18 @@ class Calibration:
                         f"{path} has schema {header['schema']}, this onnxq reads {SCHEMA}; calibrate again"
                     )
                 arrays = _parts(archive.read("sketches.npz"))
-                probes = _parts(archive.read("probes.npz"))
+                feeds = _parts(archive.read("feeds.npz"))
             return cls(
                 sketches={name: TensorSketch.from_arrays(arrays[k]) for k, name in enumerate(header["tensors"])},
-                samples=header["samples"],
-                probes=[probes[k] for k in range(header["probes"])],
-                loudest=[probes[header["probes"] + k] for k in range(header["loudest"])],
-                feed_hashes=header["feed_hashes"],
+                kept={digest: feeds.get(k, {}) for k, digest in enumerate(header["kept"])},
+                probe_hashes=header["probes"],
+                energies={digest: float.fromhex(energy) for digest, energy in header["loudest"].items()},
+                feeds={int(k): digest for k, digest in header["feeds"]},
+                skipped={int(k): why for k, why in header["skipped"]},
                 source_hash=header["source_hash"],
                 graph_hash=header["graph_hash"],
+                plan_hash=header["plan_hash"],
+                equalized=header["equalized"],
                 versions=header["versions"],
             )
         except CalibrationError:
@@ -119,57 +191,42 @@ def _parts(data: bytes) -> dict[int, dict[str, np.ndarray]]:
     return found
 
 
-def collect(
-    proto: onnx.ModelProto,
-    tensors: Mapping[str, int | None],
-    samples: Iterable[Sample],
-    *,
-    threads: int = 0,
-    total: int | None = None,
-    progress: Progress | None = None,
-) -> Calibration:
-    """Sketches of `tensors` (name -> channel axis for per-channel statistics, or None) over the samples.
+def merged(parts: Sequence[Calibration]) -> Calibration:
+    """One calibration of several, made of different data on the same model, in whatever order.
 
-    Raises CalibrationError, with tensor and sample, at the first NaN or infinity.
+    Raises CalibrationError where they are of different models or graphs, or share a feed. Statistics of channels that the
+    parts evened out in different ways are left out: the model is evened out anew.
     """
-    session = runtime.Session(runtime.exposed(proto, tensors), threads=threads)
-    inputs = {i.name for i in session.inputs}
-    found = Calibration(sketches={name: TensorSketch(axis) for name, axis in tensors.items()})
-    probes: dict[str, Feed] = {}
-    loudest: dict[tuple[float, str], Feed] = {}
-    public = {o.name for o in proto.graph.output}
-    for k, sample in enumerate(samples):
-        values = {**session.run(sample.feed, sample.where), **{n: a for n, a in sample.feed.items() if n in inputs}}
-        for name, sketch in found.sketches.items():
-            if values[name].dtype.kind == "f":
-                sketch.update(values[name], k)
-            if sketch.nan_count or sketch.inf_count:
-                what = "NaN" if sketch.nan_count else "infinity"
+    first = parts[0]
+    whole = Calibration(source_hash=first.source_hash, graph_hash=first.graph_hash, versions=first.versions)
+    plans, seen = {part.plan_hash for part in parts}, set()
+    for k, part in enumerate(parts):
+        for what, one, other in (
+            ("model", first.source_hash, part.source_hash),
+            ("graph", first.graph_hash, part.graph_hash),
+        ):
+            if one != other:
                 raise CalibrationError(
-                    f"{what} in tensor {name} at {sample.where} (sample {k}): no range represents it; "
-                    "check the data and its preprocessing, or leave the sample out"
+                    f"calibration {k + 1} was made from another {what} than the first (their contents differ); collect it "
+                    "again on the same model, with the same recipe and the same version of onnxq"
                 )
-        digest = hash_of_feed(sample.feed)
-        found.feed_hashes.append(digest)
-        probes[digest] = sample.feed
-        if len(probes) > PROBES:  # the feeds of least hash: the same few whatever the order
-            del probes[max(probes)]
-        loudest[_energy(values, public), digest] = sample.feed
-        if len(loudest) > LOUDEST:
-            del loudest[min(loudest)]
-        found.samples = k + 1
-        if progress is not None:
-            progress("calibrating", k + 1, total)
-    found.probes = [probes[d] for d in sorted(probes)]
-    found.loudest = [loudest[key] for key in sorted(loudest, reverse=True)]
-    found.versions = {k: v for k, v in runtime.machine().items() if k in ("onnxruntime", "features")}
-    return found
-
-
-def _energy(values: Mapping[str, Any], names: Collection[str]) -> float:
-    """Sum of squares of the float tensors among these."""
-    arrays = [a for name, a in values.items() if name in names and isinstance(a, np.ndarray) and a.dtype.kind == "f"]
-    return sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)
+        shared = seen & set(part.feeds.values())
+        if shared:
+            raise CalibrationError(
+                f"calibration {k + 1} shares {len(shared)} of its {part.samples} feeds with those before, which would count "
+                "twice; merge calibrations of different data"
+            )
+        seen |= set(part.feeds.values())
+    names = set.intersection(*(set(part.sketches) for part in parts))
+    if len(plans) == 1:
+        whole.plan_hash, whole.equalized = first.plan_hash, list(first.equalized)
+    else:
+        names -= {name for part in parts for name in part.equalized}
+    for part in sorted(parts, key=lambda c: sorted(c.feeds.values())):
+        count = max([-1, *whole.feeds, *whole.skipped]) + 1
+        kept = replace(part, sketches={n: s.copy() for n, s in part.sketches.items() if n in names})
+        whole.absorb(kept.moved(count))
+    return whole
 
 
 def hash_of_feed(feed: Mapping[str, np.ndarray]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxq.collection import Collecting
 from onnxq.errors import PassError
 from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds
 from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantType
@@ -120,6 +121,7 @@ class Model:
     calibration: Calibration | None = None
     reference: Graph | None = None
     samples: Samples | None = None
+    collecting: Collecting = field(default_factory=Collecting)
     threads: int = 0
     progress: Callable[[str, int, int | None], None] | None = None
     excluded: frozenset[str] = frozenset()  # nodes that the user wants in float
@@ -142,6 +144,7 @@ class Model:
             calibration=self.calibration,
             reference=self.reference,
             samples=self.samples,
+            collecting=self.collecting,
             threads=self.threads,
             progress=self.progress,
             excluded=self.excluded,

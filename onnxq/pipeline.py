@@ -234,6 +234,7 @@ def _prepare(
     inputs = runtime.with_unknown_ranks(Session(original, threads=threads).inputs, original)
     samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
     collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
+    collected = None if collected is None else collected.copy()
     digest = hash_of_model(original)
     if collected is not None and collected.source_hash != digest:
         raise CalibrationError(
@@ -306,6 +307,8 @@ def _equalize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
     start, records = prepared.manager.run_exact(start, _passes(EQUALIZE, recipe), once=True)
     if any(r.rewrites for r in records):
         start.reference = start.graph.copy()
+    assert start.calibration is not None
+    start.calibration.hold_for(hash_of_model(start.graph.to_proto()))
     return start, records
 
 

@@ -146,6 +146,24 @@ def exposed(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     return twin
 
 
+def sizes_of(proto: onnx.ModelProto, names: Iterable[str], feed: Feed) -> dict[str, float]:
+    """Bytes of each of these tensors when the model runs on this feed; inf where shape inference does not tell."""
+    twin = onnx.ModelProto()
+    twin.CopyFrom(proto)
+    for info in twin.graph.input:
+        if info.name in feed:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(feed[info.name].dtype)
+            info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, feed[info.name].shape))
+    inferred = onnx.shape_inference.infer_shapes(twin, data_prop=True).graph
+    found = dict.fromkeys(names, float("inf"))
+    for info in [*inferred.value_info, *inferred.output, *inferred.input]:
+        dims = info.type.tensor_type.shape.dim
+        if info.name in found and info.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
+            width = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type).itemsize
+            found[info.name] = float(width * np.prod([d.dim_value for d in dims], dtype=np.int64))
+    return found
+
+
 def optimized(model: onnx.ModelProto | str | Path, provider: str = CPU) -> onnx.ModelProto:
     """The graph that onnxruntime runs, at the EXTENDED level: integer nodes keep the name of their float node."""
     options = _options(1, {})

@@ -10,6 +10,8 @@ the grouping, the number of workers or the restarts.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -22,6 +24,11 @@ BINS_A_PAGE = 128
 PAGES = 512
 NONFINITE_EXPONENT = 255
 LIMBS, LIMB_BITS, LOWEST_BIT = 14, 32, -200  # a fixed-point number of 448 bits: multiples of 2^-200 up to 2^247
+MOST_UNCARRIED = 4096  # additions of less than 2^50 to a limb that an int64 holds
+MOST_AT_ONCE = 1 << 22  # elements whose counts fit 24 bits, and the sums of their low halves 40
+
+
+State = tuple[float, float, tuple[np.ndarray, np.ndarray] | None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class ExactSum:
     """Sums of float64 vectors, exact, so that no order of additions changes a bit. One number for each channel."""
 
     def __init__(self, limbs: np.ndarray) -> None:
-        self.limbs = limbs  # (channels, LIMBS) int64; all but the top limb in [0, 2^32)
+        self.limbs = limbs  # (channels, LIMBS) int64; once carried, all but the top limb in [0, 2^32)
+        self._uncarried = 0
 
     @classmethod
     def zeros(cls, channels: int) -> ExactSum:
@@ -49,6 +57,13 @@ class ExactSum:
 
     def add(self, values: np.ndarray) -> None:
         """Add one float64 to each channel; digits below 2^-200 are dropped."""
+        kernels.exact_add(self.limbs, np.ascontiguousarray(values, np.float64), LOWEST_BIT)
+        self._uncarried += 1
+        if self._uncarried == MOST_UNCARRIED:
+            self.carry()
+
+    def add_numpy(self, values: np.ndarray) -> None:
+        """What `add` does, in plain numpy: the oracle of the compiled kernel."""
         mantissa, exponent = np.frexp(values)
         digits = np.ldexp(mantissa, 53).astype(np.int64)  # value = digits * 2^(exponent - 53)
         shift = exponent - 53 - LOWEST_BIT
@@ -60,13 +75,17 @@ class ExactSum:
             piece = digits >> (18 * part) if part == 2 else (digits >> (18 * part)) & 0x3FFFF
             place = bit + 18 * part
             self.limbs[rows, limb + place // LIMB_BITS] += piece << (place % LIMB_BITS)
-        self._carry()
+        self.carry()
 
     def merge(self, other: ExactSum) -> None:
+        other.carry()
+        self.carry()
         self.limbs += other.limbs
-        self._carry()
+        self.carry()
 
-    def _carry(self) -> None:
+    def carry(self) -> None:
+        """Bring the limbs into the one form that a number has."""
+        self._uncarried = 0
         for k in range(LIMBS - 1):
             carry = self.limbs[:, k] >> LIMB_BITS
             self.limbs[:, k] -= carry << LIMB_BITS
@@ -74,6 +93,7 @@ class ExactSum:
 
     def values(self) -> np.ndarray:
         """The sums, each rounded once to float64."""
+        self.carry()
         unit = Fraction(1, 2**-LOWEST_BIT)
         return np.array([float(sum(int(v) << (LIMB_BITS * k) for k, v in enumerate(row)) * unit) for row in self.limbs])
 
@@ -92,12 +112,138 @@ class ChannelStatistics:
         return self.total.values() / max(1, self.count)
 
 
+class Pages:
+    """Counts of the bins that were touched: a row of 128 counts and the mantissa sum for each page, int64."""
+
+    def __init__(self) -> None:
+        self._slots = np.full(PAGES, -1, np.int16)
+        self._rows = np.zeros((8, BINS_A_PAGE + 1), np.int64)
+        self._used = 0
+
+    def items(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(page, its row), by page; pages of which all was taken away again are left out."""
+        for page in np.flatnonzero(self._slots >= 0):
+            row = self._rows[self._slots[page]]
+            if row.any():
+                yield int(page), row
+
+    def add(self, page: int, row: np.ndarray) -> None:
+        if self._slots[page] < 0:
+            self._reserve(1)
+            self._slots[page] = self._used
+            self._used += 1
+        self._rows[self._slots[page]] += row
+
+    def drain(self, tables: np.ndarray, touched: np.ndarray, sign: int) -> None:
+        """Add the tables of a kernel, which are zero then, or take them away."""
+        self._reserve(int(np.count_nonzero(touched > (self._slots >= 0))))
+        self._used = kernels.drain(tables, touched, self._slots, self._rows, self._used, sign)
+
+    def count_numpy(self, bits: np.ndarray) -> None:
+        """Add the elements of a float32 bit pattern, in plain numpy: the oracle of the compiled kernels."""
+        counts = np.bincount(bits >> 16, minlength=PAGES * BINS_A_PAGE).astype(np.int64).reshape(PAGES, BINS_A_PAGE)
+        mantissas = np.bincount(bits >> 23, weights=bits & 0x7FFFFF, minlength=PAGES).astype(np.int64)
+        for page in np.flatnonzero(counts.any(1)):
+            self.add(int(page), np.append(counts[page], mantissas[page]))
+
+    def _reserve(self, more: int) -> None:
+        while self._used + more > len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+
+
+_local = threading.local()
+
+
+def _scratch() -> tuple[np.ndarray, np.ndarray]:
+    """The tables of this thread, which are all zero between two uses."""
+    if not hasattr(_local, "tables"):
+        _local.tables = np.zeros((4, PAGES * BINS_A_PAGE), np.uint64), np.zeros(PAGES, np.uint8)
+    return _local.tables
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What one array adds but for its counts: least and largest elements and sums, by channel (C,); no sums without."""
+
+    low: np.ndarray  # float32
+    high: np.ndarray
+    total: np.ndarray  # float64
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+
+
+def observe(x: np.ndarray, axis: int | None, pages: Pages, sign: int = 1) -> Extent:
+    """Add a float32 array's elements to the pages, or take them away, and see its extent along an axis, in one pass."""
+    channels = 1 if axis is None else x.shape[axis]
+    low, high = np.full(channels, np.iinfo(np.int32).max, np.int32), np.full(channels, np.iinfo(np.int32).min, np.int32)
+    total, scratch = np.zeros(0 if axis is None else channels), _scratch()
+    for part, is_rows in _parts(x, axis):
+        kernel = kernels.observe_rows if is_rows else kernels.observe_columns
+        kernel(part, low, high, total, *scratch)
+        pages.drain(*scratch, sign)
+    return Extent(_as_float(low), _as_float(high), total)
+
+
+def observe_numpy(x: np.ndarray, axis: int | None, pages: Pages) -> Extent:
+    """What `observe` does, in plain numpy: the oracle of the compiled kernels, additions in their order.
+
+    A row is summed in eight lanes, element k in lane k % 8 from the start of each block of 4,096, then the lanes by halves.
+    """
+    channels = 1 if axis is None else x.shape[axis]
+    low, high, total = np.full(channels, np.inf, np.float32), np.full(channels, -np.inf, np.float32), np.zeros(channels)
+    pages.count_numpy(x.reshape(-1).view(np.uint32))
+    for part, is_rows in _parts(x, axis):
+        for k, row in enumerate(part):
+            c = k % channels if is_rows else slice(None)
+            low[c], high[c] = (
+                np.minimum(low[c], row.min() if is_rows else row),
+                np.maximum(high[c], row.max() if is_rows else row),
+            )
+            total[c] += _sum_in_lanes(row) if is_rows else row.astype(np.float64)
+    return Extent(low + np.float32(0), high + np.float32(0), total[: 0 if axis is None else channels])
+
+
+def _sum_in_lanes(row: np.ndarray) -> float:
+    lanes = np.zeros(8)
+    for start in range(0, row.size, 4096):
+        block = row[start : start + 4096].astype(np.float64)
+        for k in range(0, block.size, 8):
+            lanes[: len(block[k : k + 8])] += block[k : k + 8]
+    halves = lanes[:4] + lanes[4:]
+    return float((halves[0] + halves[2]) + (halves[1] + halves[3]))
+
+
+def _parts(x: np.ndarray, axis: int | None) -> Iterator[tuple[np.ndarray, bool]]:
+    """The array as matrices of at most MOST_AT_ONCE elements: rows by channel in turn (True), or columns by channel."""
+    channels = 1 if axis is None else x.shape[axis]
+    inner = x.size if axis is None else int(np.prod(x.shape[axis % x.ndim + 1 :]))
+    if axis is not None and inner == 1:
+        matrix, step = x.reshape(-1, channels), max(1, MOST_AT_ONCE // channels)
+        yield from ((matrix[k : k + step], False) for k in range(0, len(matrix), step))
+        return
+    matrix, step = x.reshape(-1, inner), MOST_AT_ONCE // inner // channels * channels
+    if step:
+        yield from ((matrix[k : k + step], True) for k in range(0, len(matrix), step))
+    elif axis is None:
+        flat = x.reshape(-1)
+        yield from ((flat[None, k : k + MOST_AT_ONCE], True) for k in range(0, flat.size, MOST_AT_ONCE))
+    else:  # a block of rows of all channels is too large: channels are moved last, a slow way for rare tensors
+        yield from _parts(np.ascontiguousarray(np.moveaxis(x, axis, -1)), -1)
+
+
+def _as_float(keys: np.ndarray) -> np.ndarray:
+    """The elements that the kernels' ordered bits stand for; both zeros as 0."""
+    return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(np.float32) + np.float32(0)
+
+
 @dataclass
 class TensorSketch:
     """Statistics of one tensor over any number of feeds. `channel_axis` asks for per-channel statistics too."""
 
     channel_axis: int | None = None
-    pages: dict[int, np.ndarray] = field(default_factory=dict)  # sign and exponent -> 128 counts and the mantissa sum
+    pages: Pages = field(default_factory=Pages)  # by sign and exponent
     minimum: float = np.inf
     maximum: float = -np.inf
     nan_count: int = 0
@@ -108,55 +254,88 @@ class TensorSketch:
     @property
     def count(self) -> int:
         """Finite elements seen."""
-        return sum(int(p[:BINS_A_PAGE].sum()) for k, p in self.pages.items() if k % 256 != NONFINITE_EXPONENT)
+        return sum(int(row[:BINS_A_PAGE].sum()) for page, row in self.pages.items() if page % 256 != NONFINITE_EXPONENT)
 
-    def update(self, x: np.ndarray, feed: int = 0) -> None:
-        """Add an array of any shape, seen in feed number `feed`. float16 and float64 are counted as float32."""
+    def update(self, x: np.ndarray, feed: int = 0) -> bool:
+        """Add an array of any shape, seen in feed number `feed`; whether all of it is finite.
+
+        float16 and float64 are counted as float32. NaN and infinities are counted apart and left out of all else; the
+        statistics by channel then leave out the whole array.
+        """
+        x = np.ascontiguousarray(x, np.float32)
+        if x.size == 0:
+            return True
+        axis = self.channel_axis if x.ndim else None
+        self.check(x)
+        extent = observe(x, axis, self.pages)
+        low, high = float(extent.low.min()), float(extent.high.max())
+        if not extent.is_finite:
+            low, high = self._count_nonfinite(x, 1)
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        before = self.series.get(feed, (np.inf, -np.inf))
+        self.series[feed] = (min(before[0], low), max(before[1], high))
+        if axis is not None and extent.is_finite:
+            self._update_channels(extent, x.size)
+        return extent.is_finite
+
+    def state(self) -> State:
+        """What `forget` needs to take the next array away again."""
+        channels = self.channels
+        extremes = None if channels is None else (channels.minimum, channels.maximum)
+        return self.minimum, self.maximum, extremes
+
+    def forget(self, x: np.ndarray, feed: int, before: State) -> None:
+        """Take away an array that was added last, and alone in its feed; `before` is the state that it was added to."""
         x = np.ascontiguousarray(x, np.float32)
         if x.size == 0:
             return
-        counts, mantissas = fill(x.reshape(-1).view(np.uint32))
-        bad = self._count_nonfinite(x, counts)
-        low, high = (x.min(), x.max()) if not bad else (x[np.isfinite(x)].min(initial=np.inf), 0.0)
-        if bad:
-            high = x[np.isfinite(x)].max(initial=-np.inf)
-        counts = counts.reshape(PAGES, BINS_A_PAGE)
-        for page in np.flatnonzero(counts.any(1)):
-            new = np.append(counts[page], mantissas[page])
-            self.pages[int(page)] = self.pages[int(page)] + new if int(page) in self.pages else new
-        self.minimum, self.maximum = min(self.minimum, float(low)), max(self.maximum, float(high))
-        before = self.series.get(feed, (np.inf, -np.inf))
-        self.series[feed] = (min(before[0], float(low)), max(before[1], float(high)))
-        if self.channel_axis is not None and not bad and x.ndim > 0:
-            self._update_channels(x, self.channel_axis)
+        axis = self.channel_axis if x.ndim else None
+        extent = observe(x, axis, self.pages, -1)
+        if not extent.is_finite:
+            self._count_nonfinite(x, -1)
+        self.minimum, self.maximum, extremes = before
+        del self.series[feed]
+        if axis is not None and extent.is_finite and self.channels is not None:
+            if extremes is None:
+                self.channels = None
+                return
+            self.channels.minimum, self.channels.maximum = extremes
+            self.channels.total.add(-extent.total)
+            self.channels.count -= x.size // len(extent.low)
 
-    def _count_nonfinite(self, x: np.ndarray, counts: np.ndarray) -> int:
-        pages = counts.reshape(PAGES, BINS_A_PAGE)
-        bad = int(pages[[NONFINITE_EXPONENT, 256 + NONFINITE_EXPONENT]].sum())
-        if bad:
-            infinite = int(np.isinf(x).sum())
-            self.inf_count += infinite
-            self.nan_count += bad - infinite
-        return bad
-
-    def _update_channels(self, x: np.ndarray, axis: int) -> None:
-        others = tuple(a for a in range(x.ndim) if a != axis % x.ndim)
-        low, high, total = x.min(others), x.max(others), x.sum(others, dtype=np.float64)
-        if self.channels is None:
-            self.channels = ChannelStatistics(low, high, ExactSum.zeros(len(low)))
-        mine = self.channels
-        if len(mine.minimum) != len(low):
+    def check(self, x: np.ndarray, where: str = "") -> None:
+        """Raise CalibrationError unless x has as many channels as what was seen so far."""
+        if self.channel_axis is None or self.channels is None or not x.ndim:
+            return
+        before, now = len(self.channels.minimum), x.shape[self.channel_axis]
+        if before != now:
             raise CalibrationError(
-                f"the number of channels changes from {len(mine.minimum)} to {len(low)} along axis {axis}"
+                f"{where}the number of channels changes from {before} to {now} along axis {self.channel_axis}"
             )
-        mine.minimum, mine.maximum = np.minimum(mine.minimum, low), np.maximum(mine.maximum, high)
-        mine.total.add(np.atleast_1d(total))
-        mine.count += x.size // len(low)
+
+    def _count_nonfinite(self, x: np.ndarray, sign: int) -> tuple[float, float]:
+        """Count what is not finite; the (minimum, maximum) of the rest."""
+        finite = x[np.isfinite(x)]
+        infinite = int(np.isinf(x).sum())
+        self.inf_count += sign * infinite
+        self.nan_count += sign * (x.size - finite.size - infinite)
+        return float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
+
+    def _update_channels(self, extent: Extent, size: int) -> None:
+        if self.channels is None:
+            self.channels = ChannelStatistics(extent.low, extent.high, ExactSum.zeros(len(extent.low)))
+        mine = self.channels
+        mine.minimum, mine.maximum = np.minimum(mine.minimum, extent.low), np.maximum(mine.maximum, extent.high)
+        mine.total.add(extent.total)
+        mine.count += size // len(extent.low)
+
+    def copy(self) -> TensorSketch:
+        return TensorSketch.from_arrays(self.to_arrays())
 
     def merge(self, other: TensorSketch) -> None:
         """Add what another sketch of the same tensor has seen."""
-        for page, counts in other.pages.items():
-            self.pages[page] = self.pages[page] + counts if page in self.pages else counts.copy()
+        for page, row in other.pages.items():
+            self.pages.add(page, row)
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         self.nan_count += other.nan_count
         self.inf_count += other.inf_count
@@ -218,11 +397,11 @@ class TensorSketch:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Plain arrays that hold all of it; `from_arrays` is the way back."""
-        ids = sorted(self.pages)
+        pages = list(self.pages.items())
         feeds = sorted(self.series)
         arrays = {
-            "page_ids": np.array(ids, np.int64),
-            "pages": np.stack([self.pages[k] for k in ids]) if ids else np.zeros((0, BINS_A_PAGE + 1), np.int64),
+            "page_ids": np.array([page for page, _ in pages], np.int64),
+            "pages": np.stack([row for _, row in pages]) if pages else np.zeros((0, BINS_A_PAGE + 1), np.int64),
             "counts": np.array([self.nan_count, self.inf_count, -1 if self.channel_axis is None else 1], np.int64),
             "range": np.array([self.minimum, self.maximum], np.float64),
             "series": np.array([[k, *self.series[k]] for k in feeds], np.float64).reshape(-1, 3),
@@ -230,6 +409,7 @@ class TensorSketch:
         }
         if self.channels is not None:
             arrays["channel_range"] = np.stack([self.channels.minimum, self.channels.maximum])
+            self.channels.total.carry()
             arrays["channel_limbs"] = self.channels.total.limbs
             arrays["channel_count"] = np.array([self.channels.count], np.int64)
         return arrays
@@ -242,9 +422,12 @@ class TensorSketch:
             total = ExactSum(arrays["channel_limbs"].copy())
             channels = ChannelStatistics(low, high, total, int(arrays["channel_count"][0]))
         nan_count, inf_count, has_axis = (int(v) for v in arrays["counts"])
+        pages = Pages()
+        for page, row in zip(arrays["page_ids"], arrays["pages"], strict=True):
+            pages.add(int(page), row)
         return cls(
             channel_axis=int(arrays["axis"][0]) if has_axis > 0 else None,
-            pages={int(k): page.copy() for k, page in zip(arrays["page_ids"], arrays["pages"], strict=True)},
+            pages=pages,
             minimum=float(arrays["range"][0]),
             maximum=float(arrays["range"][1]),
             nan_count=nan_count,
@@ -252,17 +435,3 @@ class TensorSketch:
             series={int(k): (float(a), float(b)) for k, a, b in arrays["series"]},
             channels=channels,
         )
-
-
-def fill(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of `bits >> 16` (65,536,) and mantissa sums of `bits >> 23` (512,), int64, of a float32 bit pattern."""
-    counts, mantissas = np.zeros(PAGES * BINS_A_PAGE, np.int64), np.zeros(PAGES, np.int64)
-    kernels.fill(bits, counts, mantissas)
-    return counts, mantissas
-
-
-def fill_numpy(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What `fill` gives, in plain numpy: the oracle of the compiled kernel."""
-    counts = np.bincount(bits >> 16, minlength=PAGES * BINS_A_PAGE).astype(np.int64)
-    mantissas = np.bincount(bits >> 23, weights=bits & 0x7FFFFF, minlength=PAGES).astype(np.int64)
-    return counts, mantissas

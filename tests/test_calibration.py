@@ -10,7 +10,8 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from onnxq.calibration import PROBES, Calibration, collect, hash_of_feed
+from onnxq.calibration import PROBES, Calibration, hash_of_feed
+from onnxq.collection import Collecting, collect
 from onnxq.data import Sample
 from onnxq.errors import CalibrationError
 
@@ -26,7 +27,7 @@ def samples(count: int, seed: int = 0) -> list[Sample]:
 def test_the_observed_tensors_are_sketched() -> None:
     proto, feeds = onnx.parser.parse_model(NET), samples(5)
     seen: list[tuple[str, int, int | None]] = []
-    found = collect(proto, {"x": 1, "a": None}, feeds, total=5, progress=lambda *a: seen.append(a))
+    found = collect(proto, {"x": 1, "a": None}, feeds, Collecting(progress=lambda *a: seen.append(a)), total=5)
     whole = np.stack([s.feed["x"] for s in feeds])
     assert found.samples == 5
     assert found.sketches["x"].maximum == whole.max()
@@ -56,7 +57,7 @@ def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
     found.source_hash, found.graph_hash = "s", "g"
     found.save(tmp_path / "m.calib")
     back = Calibration.load(tmp_path / "m.calib")
-    assert (back.samples, back.source_hash, back.graph_hash, back.feed_hashes) == (6, "s", "g", found.feed_hashes)
+    assert (back.samples, back.source_hash, back.graph_hash, back.feeds) == (6, "s", "g", found.feeds)
     assert list(back.sketches) == ["x", "a"]
     for name, sketch in found.sketches.items():
         one, other = sketch.to_arrays(), back.sketches[name].to_arrays()

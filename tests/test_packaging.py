@@ -60,7 +60,7 @@ ALLOWED = {  # what the files of a stage may import of onnxq
     "fuse": {"graph", "model", "numerics", "passmanager", "errors", "pattern", "normalization", "rotary"},
     "equalize": {"graph", "model", "numerics", "passmanager", "errors", "equalization"},
     "place": {"graph", "model", "numerics", "passmanager", "errors"},
-    "observe": {"graph", "model", "numerics", "passmanager", "errors", "calibration", "observers", "sketch"},
+    "observe": {"graph", "model", "numerics", "passmanager", "errors", "calibration", "collection", "observers", "sketch"},
     "select": {
         "graph",
         "model",

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import onnxq.sketch
 from onnxq.errors import CalibrationError
-from onnxq.sketch import ExactSum, TensorSketch, fill, fill_numpy
+from onnxq.sketch import ExactSum, Pages, TensorSketch, observe, observe_numpy
 
 ANY_FLOAT = st.floats(width=32, allow_nan=False, allow_infinity=False)
 FEED = hnp.arrays(np.float32, (2, 3, 4), elements=ANY_FLOAT)
@@ -52,11 +53,62 @@ def test_count_range_and_sum_are_exact(x: np.ndarray) -> None:
     assert sketch.histogram().count.sum() == x.size
 
 
-@given(hnp.arrays(np.uint32, st.integers(0, 300)))
-@settings(max_examples=100, deadline=None)
-def test_the_compiled_kernel_equals_its_numpy_form(bits: np.ndarray) -> None:
-    for compiled, plain in zip(fill(bits), fill_numpy(bits), strict=True):
-        np.testing.assert_array_equal(compiled, plain)
+SHAPES = st.sampled_from([(7,), (3, 5), (2, 3, 17), (1, 2, 9, 8), (4, 3, 1)])
+
+
+@given(SHAPES.flatmap(lambda shape: hnp.arrays(np.uint32, shape)), st.sampled_from([None, 0, -1]), st.integers(1, 400))
+@settings(max_examples=300, deadline=None)
+def test_the_compiled_kernels_equal_their_numpy_form(bits: np.ndarray, axis: int | None, most: int) -> None:
+    x = bits.view(np.float32)
+    x = np.where(np.isfinite(x), x, np.float32(1.5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxq.sketch, "MOST_AT_ONCE", most)  # arrays of more elements are taken in parts
+        compiled, plain = Pages(), Pages()
+        one, other = observe(x, axis, compiled), observe_numpy(x, axis, plain)
+    assert_same(compiled, plain)
+    np.testing.assert_array_equal(one.low, other.low)
+    np.testing.assert_array_equal(one.high, other.high)
+    np.testing.assert_array_equal(one.total, other.total)
+
+
+def test_what_is_not_finite_is_seen() -> None:
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+        x = np.array([1.0, value, -1.0], np.float32)
+        pages = Pages()
+        assert not observe(x, None, pages).is_finite
+        expected = Pages()
+        expected.count_numpy(x.view(np.uint32))
+        assert_same(pages, expected)
+
+
+@given(st.lists(FEED, min_size=1, max_size=3), hnp.arrays(np.float32, (2, 3, 4), elements=st.floats(width=32)))
+@settings(max_examples=60, deadline=None)
+def test_what_is_forgotten_leaves_no_trace(feeds: list[np.ndarray], bad: np.ndarray) -> None:
+    untouched, sketch = TensorSketch(channel_axis=1), TensorSketch(channel_axis=1)
+    for k, x in enumerate(feeds):
+        untouched.update(x, k)
+        sketch.update(x, k)
+    before = sketch.state()
+    sketch.update(bad, 9)
+    sketch.forget(bad, 9, before)
+    assert equal(sketch, untouched)
+
+
+def assert_same(one: Pages, other: Pages) -> None:
+    for (page, row), (other_page, other_row) in zip(one.items(), other.items(), strict=True):
+        assert page == other_page
+        np.testing.assert_array_equal(row, other_row)
+
+
+@given(st.lists(hnp.arrays(np.float64, (3,), elements=st.floats(-1e30, 1e30)), min_size=1, max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_the_compiled_exact_sum_equals_its_numpy_form(rows: list[np.ndarray]) -> None:
+    compiled, plain = ExactSum.zeros(3), ExactSum.zeros(3)
+    for row in rows:
+        compiled.add(row)
+        plain.add_numpy(row)
+    compiled.carry()
+    np.testing.assert_array_equal(compiled.limbs, plain.limbs)
 
 
 @given(st.lists(hnp.arrays(np.float64, (3,), elements=st.floats(-1e30, 1e30)), min_size=1, max_size=20))
@@ -67,6 +119,8 @@ def test_exact_sum_is_the_sum_rounded_once(rows: list[np.ndarray]) -> None:
         total.add(row)
     for row in rows[::-1]:
         reversed_total.add(row)
+    total.carry()
+    reversed_total.carry()
     np.testing.assert_array_equal(total.limbs, reversed_total.limbs)
     expected = [math.fsum(column) for column in np.stack(rows).T]
     np.testing.assert_allclose(total.values(), expected, rtol=1e-15, atol=1e-55)

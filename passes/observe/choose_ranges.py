@@ -48,7 +48,7 @@ class ChooseRanges(Pass):
             if not isinstance(spec, Observed) or isinstance(tensor, Constant) or name in model.params:
                 continue
             sketch = model.calibration.sketches.get(name) if model.calibration else None
-            if sketch is None or not sketch.pages:
+            if sketch is None or not sketch.count:
                 raise CalibrationError(f"tensor {name} was empty in every sample; give data in which it is not")
             kind = next((o for pattern, o in reversed(overrides) if _matches(name, pattern)), default)
             model.params[name] = _params(model, tensor, spec, sketch, kind)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from onnxq.calibration import Calibration, collect, hash_of_model
+from onnxq.calibration import Calibration, hash_of_model
+from onnxq.collection import collect
 from onnxq.errors import CalibrationError
 from onnxq.graph import Constant
 from onnxq.model import Model, Observed
@@ -33,15 +34,16 @@ class CollectStatistics(Pass):
             return 0
         if model.samples is None:
             raise CalibrationError(_how_to_collect(model.calibration, list(missing)))
-        proto = model.graph.to_proto()
-        found = collect(
-            proto, missing, model.samples, threads=model.threads, total=model.samples.length, progress=model.progress
-        )
-        if model.calibration is None:
-            found.graph_hash = hash_of_model((model.reference or model.graph).to_proto())
+        given = model.calibration
+        graph_hash = hash_of_model((model.reference or model.graph).to_proto()) if given is None else given.graph_hash
+        how = replace(model.collecting, threads=model.threads, progress=model.progress, graph_hash=graph_hash)
+        found = collect(model.graph.to_proto(), missing, model.samples, how, total=model.samples.length)
+        model.refusals += [("calibration", note) for note in found.notes]
+        if given is None:
             model.calibration = found
         else:
-            model.calibration.sketches.update(found.sketches)
+            given.sketches.update(found.sketches)
+            given.equalized += found.sketches
         return len(missing)
 
 

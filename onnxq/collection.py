@@ -1,0 +1,353 @@
+"""Collection: run samples through a model and sketch every observed tensor, in this process or on an Executor.
+
+One thread runs the model while another sketches what the run before made of its sample. Work that an Executor takes is cut
+into shards of consecutive samples; a shard is a small Calibration, and parts add up exactly, so the result is the same bit
+for bit wherever and in whatever order they were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from onnxq import runtime
+from onnxq.calibration import Calibration, hash_of_feed, hash_of_model
+from onnxq.data import Sample
+from onnxq.errors import CalibrationError, OutputError
+from onnxq.sketch import TensorSketch
+
+Progress = Callable[[str, int, int | None], None]
+Nonfinite = Literal["error", "skip", "ignore"]
+Axes = Mapping[str, int | None]  # tensor -> channel axis for statistics by channel, or None
+Indexed = tuple[int, Sample]
+MOST_SKETCHING_THREADS = 4
+SHARD = 8  # samples that a task of an executor takes
+CHECKPOINT_SECONDS = 30.0
+MOST_DEATHS = 3  # of workers, one after another, on the same work
+
+
+@dataclass(frozen=True)
+class Collecting:
+    """How samples are collected.
+
+    `executor` is an Executor, or a function that makes one, which is needed to go on after a worker of a process pool died.
+    `memory_limit` bounds, in bytes, the activations that are held at once: tensors are then collected in groups.
+    `checkpoint` is a folder for progress; what is collected there is gone on with, and gone when the work is done.
+    """
+
+    threads: int = 0
+    on_nonfinite: Nonfinite = "error"
+    memory_limit: int | None = None
+    checkpoint: Path | None = None
+    executor: Executor | Callable[[], Executor] | None = None
+    progress: Progress | None = None
+    source_hash: str = ""
+    graph_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One reading of the data: a model whose outputs are the observed tensors, by the hash of its content."""
+
+    digest: str
+    axes: Axes
+    public: tuple[str, ...]  # the outputs that the model has of its own
+    threads: int
+    on_nonfinite: Nonfinite
+
+    def empty(self) -> Calibration:
+        return Calibration(sketches={name: TensorSketch(axis) for name, axis in self.axes.items()})
+
+
+def collect(
+    proto: onnx.ModelProto, axes: Axes, samples: Iterable[Sample], how: Collecting | None = None, *, total: int | None = None
+) -> Calibration:
+    """Sketches of the tensors over the samples.
+
+    Raises CalibrationError, with tensor and sample, at the first NaN or infinity, unless `how` says otherwise. An error or
+    an interrupt carries what was collected until then as its attribute `partial`.
+    """
+    how = how or Collecting()
+    groups: Sequence[Axes] = [axes]
+    if how.memory_limit is not None:
+        groups = grouped(proto, axes, next(iter(samples)), how.memory_limit)
+    left_out: dict[int, str] = {}
+    while True:
+        found, again = Calibration(source_hash=how.source_hash, graph_hash=how.graph_hash), False
+        for k, group in enumerate(groups):
+            part = _read(proto, group, samples, how, total, left_out)
+            again = k > 0 and not part.skipped.keys() <= left_out.keys()  # the groups before it counted that sample
+            left_out.update(part.skipped)
+            if again:
+                break
+            found.absorb(part)
+        if not again:
+            break
+    if not found.feeds:
+        raise CalibrationError(
+            f"every sample was left out, the first for {left_out[min(left_out)]}; check the data and its preprocessing"
+        )
+    found.versions = {k: v for k, v in runtime.machine().items() if k in ("onnxruntime", "features")}
+    return found
+
+
+def grouped(proto: onnx.ModelProto, axes: Axes, sample: Sample, limit: int) -> list[Axes]:
+    """The tensors in groups of at most `limit` bytes for this sample, in their order; at least one tensor in each."""
+    sizes = runtime.sizes_of(proto, axes, sample.feed)
+    groups: list[dict[str, int | None]] = [{}]
+    filled = 0
+    for name, axis in axes.items():
+        if groups[-1] and filled + sizes[name] > limit:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = axis
+        filled += sizes[name]
+    return list(groups)
+
+
+def _read(
+    proto: onnx.ModelProto,
+    axes: Axes,
+    samples: Iterable[Sample],
+    how: Collecting,
+    total: int | None,
+    left_out: dict[int, str],
+) -> Calibration:
+    """Read the samples once for these tensors, on from where a checkpoint ends."""
+    model = runtime.exposed(proto, axes)
+    digest = hashlib.sha256(f"{hash_of_model(model)} {dict(axes)} {sorted(left_out)}".encode()).hexdigest()[:16]
+    job = Job(digest, dict(axes), tuple(o.name for o in proto.graph.output), how.threads, how.on_nonfinite)
+    keeper = _Keeper(job, how, total)
+    keeper.found.skipped.update(left_out)
+    todo = keeper.unread((k, sample) for k, sample in enumerate(samples) if k not in left_out)
+    try:
+        if how.executor is None:
+            _run_here(job, model, todo, keeper)
+        else:
+            _run_on(how.executor, job, model, todo, keeper)
+    except BaseException as stop:
+        keeper.save()
+        stop.partial = keeper.found  # type: ignore[attr-defined]
+        raise
+    keeper.remove()
+    return keeper.found
+
+
+class _Keeper:
+    """What is collected so far, on its way into a checkpoint and onto the progress bar."""
+
+    def __init__(self, job: Job, how: Collecting, total: int | None) -> None:
+        self.found = job.empty()
+        self.found.source_hash, self.found.graph_hash = how.source_hash, how.graph_hash
+        self._progress, self._total = how.progress, total
+        self._path = None if how.checkpoint is None else how.checkpoint / f"{job.digest}.calib"
+        self._saved = time.monotonic()
+        if self._path is not None and self._path.is_file():
+            self.found = Calibration.load(self._path)
+        self._known = dict(self.found.feeds)
+
+    def unread(self, items: Iterable[Indexed]) -> Iterator[Indexed]:
+        """The samples that a checkpoint does not hold. Raises CalibrationError where the data is not what it was."""
+        for index, sample in items:
+            known = self._known.get(index)
+            if known is None and index not in self.found.skipped:
+                yield index, sample
+            elif known is not None and known != hash_of_feed(sample.feed):
+                raise CalibrationError(
+                    f"{sample.where} is not what it was when {self._path} was written; remove that file to start over"
+                )
+
+    def show(self) -> None:
+        if self._progress is not None:
+            self._progress("calibrating", len(self.found.feeds) + len(self.found.skipped), self._total)
+
+    @property
+    def is_due(self) -> bool:
+        return self._path is not None and time.monotonic() - self._saved > CHECKPOINT_SECONDS
+
+    def save(self) -> None:
+        """Write the checkpoint. The work goes on without it where the disk is full, and says so at the end."""
+        if self._path is None or not self.found.feeds:
+            return
+        self._saved = time.monotonic()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.found.save(self._path)
+        except (OSError, OutputError) as error:
+            self.found.notes.append(
+                f"the checkpoint {self._path} could not be written ({error}); the work went on without it"
+            )
+            self._path = None
+
+    def remove(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+class Collector:
+    """Runs the model of a job on samples and sketches what comes out, one sample behind."""
+
+    def __init__(self, job: Job, model: onnx.ModelProto) -> None:
+        self.job = job
+        quiet = (
+            {} if job.threads == 1 else {"session.intra_op.allow_spinning": "0"}
+        )  # waiting threads would hold up the others
+        self._session = runtime.Session(model, threads=job.threads, config=quiet)
+        self._inputs = {i.name for i in self._session.inputs}
+        self._behind = ThreadPoolExecutor(1, "onnxq-sketch")
+        self._threads = max(1, min(MOST_SKETCHING_THREADS, (os.cpu_count() or 1) - 1))
+        self._pool = ThreadPoolExecutor(self._threads, "onnxq-sketch")
+        self._last: Future[None] | None = None
+
+    def add(self, index: int, sample: Sample, into: Calibration) -> None:
+        """Run the model on a sample; it is counted in `into` by the next call, or by `settle`."""
+        outputs = self._session.run(sample.feed, sample.where)
+        values = {**outputs, **{n: a for n, a in sample.feed.items() if n in self._inputs}}
+        self.settle()
+        self._last = self._behind.submit(self._sketch, index, sample, values, into)
+
+    def settle(self) -> None:
+        """Wait until every sample that was added is counted. Raises what went wrong with it."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        self._behind.shutdown()
+        self._pool.shutdown()
+
+    def _sketch(self, index: int, sample: Sample, values: Mapping[str, Any], into: Calibration) -> None:
+        names = [n for n in into.sketches if values[n].dtype.kind == "f" and values[n].size]
+        arrays = [np.ascontiguousarray(values[n], np.float32) for n in names]
+        sketches = [into.sketches[n] for n in names]
+        for name, array, sketch in zip(names, arrays, sketches, strict=True):
+            sketch.check(array, f"at {sample.where}, tensor {name}: ")  # before any of them counts this sample
+        before = [sketch.state() for sketch in sketches]
+        finite = list(self._each(lambda k: sketches[k].update(arrays[k], index), len(names)))
+        if not all(finite) and self.job.on_nonfinite != "ignore":
+            for array, sketch, state in zip(arrays, sketches, before, strict=True):
+                sketch.forget(array, index, state)
+            k = finite.index(False)
+            what = "NaN" if np.isnan(arrays[k]).any() else "infinity"
+            why = f"{what} in tensor {names[k]} at {sample.where} (sample {index})"
+            if self.job.on_nonfinite == "error":
+                raise CalibrationError(
+                    f"{why}: no range represents it; check the data and its preprocessing, or give --on-nonfinite skip to "
+                    "leave out such samples"
+                )
+            into.skipped[index] = why
+            return
+        into.keep_feed(index, sample.feed, hash_of_feed(sample.feed), _energy(values, self.job.public))
+
+    def _each(self, work: Callable[[int], Any], count: int) -> Iterable[Any]:
+        return map(work, range(count)) if self._threads == 1 else self._pool.map(work, range(count))
+
+
+def _energy(values: Mapping[str, Any], names: Sequence[str]) -> float:
+    """Sum of squares of the float tensors among these."""
+    arrays = [a for name, a in values.items() if name in names and isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+    return sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)
+
+
+def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper: _Keeper) -> None:
+    collector = Collector(job, model)
+    try:
+        for index, sample in items:
+            collector.add(index, sample, keeper.found)
+            keeper.show()
+            if keeper.is_due:
+                collector.settle()
+                keeper.save()
+        collector.settle()
+        keeper.show()
+    finally:
+        collector.close()
+
+
+@dataclass
+class _Shard:
+    """Consecutive samples, and how often a worker died on them."""
+
+    items: list[Indexed]
+    deaths: int = 0
+    ships_model: bool = field(default=False)
+
+
+def _run_on(
+    executor: Executor | Callable[[], Executor], job: Job, model: onnx.ModelProto, items: Iterator[Indexed], keeper: _Keeper
+) -> None:
+    """Shards on an executor, a bounded number at a time; those of a worker that died are run again."""
+    make = None if isinstance(executor, Executor) else executor
+    pool = make() if make is not None else executor
+    assert isinstance(pool, Executor)
+    content = model.SerializeToString()
+    most = 2 * int(getattr(pool, "_max_workers", 8))
+    pending: dict[Future[Calibration | None], _Shard] = {}
+    waiting: list[_Shard] = []
+    try:
+        while True:
+            while len(pending) < most:
+                shard = waiting.pop() if waiting else _Shard(list(islice(items, SHARD)))
+                if not shard.items:
+                    break
+                pending[pool.submit(observe_shard, job, content if shard.ships_model else None, shard.items)] = shard
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                shard = pending.pop(future)
+                try:
+                    part = future.result()
+                except BrokenExecutor as death:
+                    shard.deaths += 1
+                    if make is None or shard.deaths >= MOST_DEATHS:
+                        raise CalibrationError(
+                            f"a worker died while it ran {shard.items[0][1].where} and the {len(shard.items) - 1} samples "
+                            "after it; it may lack memory: use fewer --workers, or give --memory-limit"
+                        ) from death
+                    waiting += [shard, *pending.values()]
+                    pending.clear()
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    pool = make()
+                    break
+                if part is None:  # this worker has not seen the model yet
+                    shard.ships_model = True
+                    waiting.append(shard)
+                    continue
+                keeper.found.absorb(part)
+                keeper.show()
+                if keeper.is_due:
+                    keeper.save()
+    finally:
+        for future in pending:
+            future.cancel()
+        if make is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_collectors: dict[str, Collector] = {}  # of this worker: the one of the job it works on
+
+
+def observe_shard(job: Job, content: bytes | None, items: list[Indexed]) -> Calibration | None:
+    """What a worker does with a shard; None where it needs the model's content first."""
+    if job.digest not in _collectors:
+        if content is None:
+            return None
+        for old in _collectors.values():
+            old.close()
+        _collectors.clear()
+        _collectors[job.digest] = Collector(job, onnx.ModelProto.FromString(content))
+    collector, found = _collectors[job.digest], job.empty()
+    for index, sample in items:
+        collector.add(index, sample, found)
+    collector.settle()
+    return found
