@@ -31,6 +31,7 @@ _HOMES = {
     "Report": "report",
     "UnsupportedModelError": "errors",
     "calibrate": "pipeline",
+    "merge": "calibration",
     "quantize": "pipeline",
     "validate": "validation",
 }
@@ -52,12 +53,13 @@ __all__ = [
     "Report",
     "UnsupportedModelError",
     "calibrate",
+    "merge",
     "quantize",
     "validate",
 ]
 
 if TYPE_CHECKING:
-    from onnxq.calibration import Calibration
+    from onnxq.calibration import Calibration, merge
     from onnxq.errors import (
         CalibrationError,
         DataError,

@@ -49,6 +49,7 @@ class Calibration:
     equalized: list[str] = field(default_factory=list)
     versions: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # of what did not go as asked; not in the file
+    lacks_plan: bool = False  # whether sketches that hold only for the present graph are still to be made; not in the file
 
     @property
     def samples(self) -> int:
@@ -57,7 +58,7 @@ class Calibration:
 
     def copy(self) -> Calibration:
         """A twin to which sketches can be added without changing this one."""
-        return replace(self, sketches=dict(self.sketches), equalized=list(self.equalized))
+        return replace(self, sketches=dict(self.sketches), equalized=list(self.equalized), notes=list(self.notes))
 
     def keep_feed(self, index: int, feed: Feed, digest: str, energy: float) -> None:
         """Note that a feed was counted, and keep it if it is one of the few that are kept."""
@@ -90,6 +91,7 @@ class Calibration:
                 self.sketches[name] = sketch
         self.feeds.update(other.feeds)
         self.skipped.update(other.skipped)
+        self.notes += other.notes
         self._keep({d: other.kept[d] for d in other.probe_hashes}, {})
         self._keep({d: other.kept[d] for d in other.energies}, other.energies)
 
@@ -102,14 +104,13 @@ class Calibration:
         feeds = {k + by: digest for k, digest in self.feeds.items()}
         return replace(self, sketches=sketches, feeds=feeds, skipped={k + by: why for k, why in self.skipped.items()})
 
-    def hold_for(self, plan_hash: str) -> list[str]:
-        """Drop what holds only for a graph that is evened out in another way; the tensors dropped."""
-        dropped = (
-            [] if self.plan_hash == plan_hash else [n for n in self.equalized if self.sketches.pop(n, None) is not None]
-        )
-        if self.plan_hash != plan_hash:
-            self.plan_hash, self.equalized = plan_hash, []
-        return dropped
+    def hold_for(self, plan_hash: str) -> None:
+        """Drop what holds only for a graph that is evened out in another way than the one of this hash."""
+        if self.plan_hash == plan_hash:
+            return
+        for name in self.equalized:
+            self.sketches.pop(name, None)
+        self.plan_hash, self.equalized, self.lacks_plan = plan_hash, [], True
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -137,10 +138,13 @@ class Calibration:
         }
         feeds = {f"{k}/{name}": array for k, feed in enumerate(self.kept.values()) for name, array in feed.items()}
         buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("header.json", json.dumps(header, indent=1))
-            archive.writestr("sketches.npz", _npz(arrays))
-            archive.writestr("feeds.npz", _npz(feeds))
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, content in {
+                "header.json": json.dumps(header, indent=1).encode(),
+                "sketches.npz": _npz(arrays),
+                "feeds.npz": _npz(feeds),
+            }.items():  # without the time, so that equal statistics are equal files
+                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
         write_whole(path, buffer.getvalue())
 
     @classmethod
@@ -189,6 +193,23 @@ def _parts(data: bytes) -> dict[int, dict[str, np.ndarray]]:
             k, _, name = key.partition("/")
             found.setdefault(int(k), {})[name] = arrays[key]
     return found
+
+
+def merge(
+    parts: Sequence[str | Path | Calibration], *, output: str | Path | None = None, force: bool = False
+) -> Calibration:
+    """One calibration of several, or of their files, made of different data on the same model; see `merged`."""
+    from onnxq.files import check_writable
+
+    out = None if output is None else Path(output)
+    if out is not None:
+        check_writable(out, force, [Path(part) for part in parts if not isinstance(part, Calibration)])
+    if not parts:
+        raise CalibrationError("there is no calibration to merge; give at least one")
+    whole = merged([part if isinstance(part, Calibration) else Calibration.load(Path(part)) for part in parts])
+    if out is not None:
+        whole.save(out)
+    return whole
 
 
 def merged(parts: Sequence[Calibration]) -> Calibration:

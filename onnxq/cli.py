@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,6 +59,12 @@ Std = Annotated[str | None, typer.Option("--image-std", metavar="R,G,B", help="I
 Scale = Annotated[float, typer.Option("--image-scale", help="Images: pixels times this, first.", show_default="1/255")]
 Layout = Annotated[str, typer.Option("--image-layout", help="Images: NCHW or NHWC.")]
 Order = Annotated[str, typer.Option("--image-order", help="Images: RGB or BGR.")]
+OnNonfinite = Annotated[
+    str, typer.Option("--on-nonfinite", help="At NaN or infinity: error, skip the sample, or ignore those elements.")
+]
+MemoryLimit = Annotated[
+    str | None, typer.Option("--memory-limit", metavar="SIZE", help="Of activations held at once, e.g. 2GB.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -97,6 +105,8 @@ def quantize(
     no_validate: Annotated[bool, typer.Option("--no-validate", help="Do not compare with the float model.")] = False,
     force: Force = False,
     dump_dir: Annotated[Path | None, typer.Option("--dump-dir", help="Write text and ONNX after every pass here.")] = None,
+    on_nonfinite: OnNonfinite = "error",
+    memory_limit: MemoryLimit = None,
     image_size: Size = None,
     image_mean: Mean = None,
     image_std: Std = None,
@@ -116,7 +126,8 @@ def quantize(
             model, data, output=output, eval=evaluation, calibration=calibration, target=target, observer=observer,
             exclude=exclude, recipe=recipe, metric=metric, max_drop=max_drop, min_speedup=min_speedup,
             max_samples=max_samples, images=images, threads=threads, provider=provider, seed=seed,
-            validate=not no_validate, force=force, dump_dir=dump_dir, progress=progress,
+            validate=not no_validate, force=force, dump_dir=dump_dir, on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
+            memory_limit=_bytes(memory_limit), progress=progress,
         )  # fmt: skip
     if report is not None:
         _write(report, result.to_json())
@@ -128,15 +139,30 @@ def quantize(
     _exit_on(result.missed_gates)
 
 
-@app.command(epilog="Example: onnxq calibrate model.onnx --data calibration/ -o model.calib")
+@app.command(
+    epilog="Examples: onnxq calibrate model.onnx --data calibration/ -o model.calib; "
+    "onnxq calibrate --merge a.calib b.calib -o model.calib"
+)
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="The float32 ONNX model.")],
-    data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="MODEL", help="The float32 ONNX model; with --merge, calibration files.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the statistics go.")],
+    data: Data = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join calibrations of different data on one model.")] = False,
     recipe: Recipe = None,
     target: Target = None,
     max_samples: MaxSamples = None,
     threads: Threads = 0,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="FOLDER", help="Keep progress here, and go on from it.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Collect in so many processes.")] = None,
+    dask: Annotated[
+        str | None, typer.Option("--dask", metavar="ADDRESS", help="Collect on a Dask cluster, e.g. tcp://host:8786.")
+    ] = None,
+    on_nonfinite: OnNonfinite = "error",
+    memory_limit: MemoryLimit = None,
     force: Force = False,
     image_size: Size = None,
     image_mean: Mean = None,
@@ -147,15 +173,65 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Collect the statistics of a model's activations, for quantize --calibration."""
+    if merge:
+        _merge(inputs, output, force=force, quiet=quiet)
+        return
+    if len(inputs) != 1:
+        raise RecipeError(f"{len(inputs)} files were given; calibrate takes one model, or calibration files with --merge")
+    if data is None:
+        raise RecipeError("there is no data to calibrate on; give --data FOLDER, or --merge to join calibration files")
+    if workers is not None and dask is not None:
+        raise RecipeError("--workers and --dask both say where to collect; give one of them")
+    (model,) = inputs
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
     _check_overwrites({"the output": output}, {"the input model": model, "the --data": data, "the --recipe": recipe})
-    with _progress(quiet) as progress:
+    with _progress(quiet) as progress, _executor(workers, dask) as executor:
         found = onnxq.calibrate(
             model, data, output=output, recipe=recipe, target=target, max_samples=max_samples, images=images,
-            threads=threads, force=force, progress=progress,
+            threads=_shared(threads, workers, dask), force=force, on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
+            memory_limit=_bytes(memory_limit), checkpoint=checkpoint, executor=executor, progress=progress,
         )  # fmt: skip
     if not quiet:
+        for note in found.notes:
+            _console().print(f"{note[0].upper()}{note[1:]}.", highlight=False)
         _console().print(f"{found.samples} samples, {len(found.sketches)} tensors; written to {output}.", highlight=False)
+
+
+def _merge(inputs: list[Path], output: Path, *, force: bool, quiet: bool) -> None:
+    _check_overwrites({"the output": output}, {f"calibration {k + 1}": path for k, path in enumerate(inputs)})
+    whole = onnxq.merge(inputs, output=output, force=force)
+    if not quiet:
+        _console().print(f"{whole.samples} samples of {len(inputs)} files; written to {output}.", highlight=False)
+
+
+@contextmanager
+def _executor(workers: int | None, dask: str | None) -> Iterator[Any]:
+    """What to collect on; None for this process."""
+    from onnxq import executors
+
+    if dask is None:
+        yield None if workers is None else executors.processes(workers)
+        return
+    with executors.dask(dask) as pool:
+        yield pool
+
+
+def _shared(threads: int, workers: int | None, dask: str | None) -> int:
+    """Threads of each worker: the number given, or the cores divided among the processes, or one of a cluster's threads."""
+    if threads or (workers is None and dask is None):
+        return threads
+    return 1 if workers is None else max(1, (os.cpu_count() or 1) // workers)
+
+
+def _bytes(text: str | None) -> int | None:
+    """A size such as 512MB or 2GiB in bytes."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if found is None:
+        raise RecipeError(f"--memory-limit is {text}; it takes a size, e.g. 512MB or 2GB")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
 
 
 @app.command(epilog="Example: onnxq validate model.onnx model.int8.onnx --data test.npz --max-drop 1")
@@ -251,8 +327,8 @@ def main() -> None:
         sys.exit(code)
     except OnnxqError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        _fail(str(stop) or "interrupted; nothing was written", INTERRUPTED)
     except MemoryError:
         _fail("out of memory; use fewer --threads, or a machine with more", 2)
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
@@ -97,6 +98,8 @@ def collect(
         raise CalibrationError(
             f"every sample was left out, the first for {left_out[min(left_out)]}; check the data and its preprocessing"
         )
+    if found.skipped:
+        found.notes.append(f"{len(found.skipped)} samples were left out, the first for {found.skipped[min(found.skipped)]}")
     found.versions = {k: v for k, v in runtime.machine().items() if k in ("onnxruntime", "features")}
     return found
 
@@ -334,19 +337,19 @@ def _run_on(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_collectors: dict[str, Collector] = {}  # of this worker: the one of the job it works on
+_worker = threading.local()  # holds the collector of the job that this thread of a worker works on
 
 
 def observe_shard(job: Job, content: bytes | None, items: list[Indexed]) -> Calibration | None:
     """What a worker does with a shard; None where it needs the model's content first."""
-    if job.digest not in _collectors:
+    collector: Collector | None = getattr(_worker, "collector", None)
+    if collector is None or collector.job.digest != job.digest:
         if content is None:
             return None
-        for old in _collectors.values():
-            old.close()
-        _collectors.clear()
-        _collectors[job.digest] = Collector(job, onnx.ModelProto.FromString(content))
-    collector, found = _collectors[job.digest], job.empty()
+        if collector is not None:
+            collector.close()
+        collector = _worker.collector = Collector(job, onnx.ModelProto.FromString(content))
+    found = job.empty()
     for index, sample in items:
         collector.add(index, sample, found)
     collector.settle()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ import onnx
 from onnxq import audit, proof, runtime, target, validation
 from onnxq import passes as p
 from onnxq.calibration import Calibration, hash_of_model
+from onnxq.collection import Collecting, Nonfinite
 from onnxq.data import Samples, load_function, open_samples
 from onnxq.errors import CalibrationError, DataError, RecipeError, nearest
 from onnxq.files import check_writable
@@ -124,13 +126,16 @@ def quantize(
     validate: bool = True,
     force: bool = False,
     dump_dir: str | Path | None = None,
+    on_nonfinite: Nonfinite = "error",
+    memory_limit: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Quantize a float32 ONNX model, check the result and compare it with the float model.
 
     `data` are calibration samples in any form that data.py lists; `eval` the ones to compare on, `data` where it is left
     out. `calibration` takes their place where statistics were collected before. With `output` the model is written there.
-    Raises OnnxqError; a missed gate is no error: it is in `Report.missed_gates`.
+    `on_nonfinite` and `memory_limit` (bytes) are as in `calibrate`. Raises OnnxqError; a missed gate is no error: it is in
+    `Report.missed_gates`.
     """
     gates = {"max_drop": max_drop, "min_speedup": min_speedup}
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
@@ -144,7 +149,7 @@ def quantize(
     score = load_function(metric) if isinstance(metric, str) else metric
     prepared = _prepare(
         source, data, chosen, calibration=calibration, max_samples=max_samples, images=images, threads=threads,
-        provider=provider, dump_dir=dump_dir, progress=progress,
+        provider=provider, dump_dir=dump_dir, collecting=_collecting(on_nonfinite, memory_limit), progress=progress,
     )  # fmt: skip
     evaluation = None
     if eval is not None:
@@ -178,24 +183,64 @@ def calibrate(
     images: ImageOptions | None = None,
     threads: int = 0,
     force: bool = False,
+    on_nonfinite: Nonfinite = "error",
+    memory_limit: int | None = None,
+    checkpoint: str | Path | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Collect the statistics that `quantize(calibration=...)` needs, so that the data is read once. Raises OnnxqError."""
+    """Collect the statistics that `quantize(calibration=...)` needs, so that the data is read once. Raises OnnxqError.
+
+    `on_nonfinite` says what to do with a sample that makes NaN or infinity somewhere: raise an error, skip the sample, or
+    ignore those elements. `memory_limit` bounds, in bytes, the activations held at once. `checkpoint` is a folder in which
+    progress is kept, and found again after an interrupt. `executor` is a concurrent.futures.Executor, or a function that
+    makes one; the result is the same bit for bit. An interrupt writes what was collected beside `output`, as
+    *.partial.calib.
+    """
     chosen = load_recipe(recipe, target=target)
     source = load_source(model)
     out = None if output is None else Path(output)
     if out is not None:
         check_writable(out, force, source.files)
+    how = _collecting(on_nonfinite, memory_limit, checkpoint, executor)
     prepared = _prepare(
-        source, data, chosen, max_samples=max_samples, images=images, threads=threads, progress=progress
+        source, data, chosen, max_samples=max_samples, images=images, threads=threads, collecting=how, progress=progress
     )  # fmt: skip
-    placed = _equalize(prepared, chosen)[0].fork()
-    prepared.manager.run(placed, _passes((*PLACE, p.CollectStatistics), chosen))
+    try:
+        placed = _equalize(prepared, chosen)[0].fork()
+        prepared.manager.run(placed, _passes((*PLACE, p.CollectStatistics), chosen))
+    except BaseException as stop:
+        _save_partial(getattr(stop, "partial", None), out, stop)
+        raise
     assert placed.calibration is not None
-    placed.calibration.source_hash = prepared.source_hash
     if out is not None:
         placed.calibration.save(out)
     return placed.calibration
+
+
+def _collecting(
+    on_nonfinite: str,
+    memory_limit: int | None,
+    checkpoint: str | Path | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
+) -> Collecting:
+    if on_nonfinite not in get_args(Nonfinite):
+        raise RecipeError(f"on-nonfinite is {on_nonfinite}; {nearest(on_nonfinite, get_args(Nonfinite))}")
+    if memory_limit is not None and memory_limit < 1:
+        raise RecipeError(f"memory-limit is {memory_limit} bytes; it takes at least one")
+    folder = None if checkpoint is None else Path(checkpoint)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise RecipeError(f"the checkpoint {folder} is a file; give a folder, which is made where it does not exist")
+    return Collecting(on_nonfinite=on_nonfinite, memory_limit=memory_limit, checkpoint=folder, executor=executor)  # type: ignore[arg-type]
+
+
+def _save_partial(partial: Calibration | None, out: Path | None, stop: BaseException) -> None:
+    """What was collected until an interrupt, which is a calibration of fewer samples, beside where the whole would go."""
+    if partial is None or out is None or not partial.feeds or not isinstance(stop, KeyboardInterrupt):
+        return
+    path = out.with_name(f"{out.stem}.partial{out.suffix}")
+    partial.save(path)
+    stop.args = (f"interrupted; the statistics of {partial.samples} samples are in {path}, for quantize --calibration",)
 
 
 @dataclass
@@ -223,6 +268,7 @@ def _prepare(
     threads: int = 0,
     provider: str | None = None,
     dump_dir: str | Path | None = None,
+    collecting: Collecting | None = None,
     progress: Progress | None = None,
 ) -> _Prepared:
     chosen = target.load(recipe.target)
@@ -243,7 +289,10 @@ def _prepare(
     if collected is not None and not collected.probes:
         raise CalibrationError("the calibration holds no probe feeds; collect it again with onnxq calibrate")
     probes = _probes(samples, collected)
-    model = Model(graph, chosen, calibration=collected, samples=samples, threads=threads, progress=progress)
+    how = replace(collecting or Collecting(), threads=threads, progress=progress, source_hash=digest)
+    model = Model(
+        graph, chosen, calibration=collected, samples=samples, collecting=how, threads=threads, progress=progress
+    )  # fmt: skip
     manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
     model, records = manager.run_exact(model, _passes(FLOAT, recipe))
     if collected is not None and collected.graph_hash != hash_of_model(model.graph.to_proto()):
@@ -329,7 +378,6 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
         start.unplaced = start.unplaced | (model.planned - integer)
     audit.complete_ledger(model, integer)
     assert model.calibration is not None
-    model.calibration.source_hash = prepared.source_hash
     _stamp(model, recipe, prepared)
     prepared.model.unplaced, prepared.model.calibration = start.unplaced, start.calibration
     return model, prepared.records + equalized + records
@@ -380,6 +428,7 @@ def _report(
         float_bytes=prepared.float_bytes,
         quantized_bytes=proto.ByteSize(),
     )
+    report.notes += [f"{note[0].upper()}{note[1:]}." for note in calibration.notes]
     report.notes += [f"Pass {r.name} was rolled back: {r.rolled_back}." for r in records if r.rolled_back]
     report.notes += [
         f"The float rewrites could not be proved: the model differs from itself ({r.refusals[0][1]})."

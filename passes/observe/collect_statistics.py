@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from onnxq.calibration import Calibration, hash_of_model
 from onnxq.collection import collect
+from onnxq.data import Sample
 from onnxq.errors import CalibrationError
 from onnxq.graph import Constant
 from onnxq.model import Model, Observed
@@ -21,7 +22,8 @@ class CollectStatistics(Pass):
 
     Given:   specs: %1 observed, %2 shared with %1, W observed (a constant)
     Result:  the graph unchanged; sketches: %1, with per-channel statistics where a Conv, MatMul or Gemm reads it
-    Refused: statistics were given from a file: only what they lack is collected, where there are samples.
+    Refused: statistics were given from a file: only what they lack is collected, where there are samples; what a merged or
+             interrupted calibration cannot hold, because channels are evened out anew, is seen on the feeds it keeps.
     """
 
     name: ClassVar[str] = "collect-statistics"
@@ -32,18 +34,33 @@ class CollectStatistics(Pass):
         missing = {name: axis for name, axis in wanted.items() if name not in known}
         if model.calibration is not None and not missing:
             return 0
-        if model.samples is None:
-            raise CalibrationError(_how_to_collect(model.calibration, list(missing)))
-        given = model.calibration
+        given, samples, total = model.calibration, model.samples, None if model.samples is None else model.samples.length
         graph_hash = hash_of_model((model.reference or model.graph).to_proto()) if given is None else given.graph_hash
-        how = replace(model.collecting, threads=model.threads, progress=model.progress, graph_hash=graph_hash)
-        found = collect(model.graph.to_proto(), missing, model.samples, how, total=model.samples.length)
-        model.refusals += [("calibration", note) for note in found.notes]
+        how = replace(model.collecting, graph_hash=graph_hash)
+        notes = []
+        if samples is None:
+            if given is None or not given.lacks_plan:
+                raise CalibrationError(_how_to_collect(given, list(missing)))
+            samples, total = (
+                [Sample(feed, None, f"kept feed {k}") for k, feed in enumerate(given.kept.values())],
+                len(given.kept),
+            )
+            how = replace(how, checkpoint=None, executor=None)
+            notes = [
+                f"{len(missing)} tensors were evened out anew, and seen only on the {total} feeds that the calibration keeps"
+            ]
+        try:
+            found = collect(model.graph.to_proto(), missing, samples, how, total=total)
+        except BaseException as stop:
+            if given is not None:
+                stop.partial = given  # type: ignore[attr-defined]
+            raise
         if given is None:
             model.calibration = found
         else:
             given.sketches.update(found.sketches)
             given.equalized += found.sketches
+            given.notes += [*found.notes, *notes]
         return len(missing)
 
 

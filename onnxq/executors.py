@@ -1,0 +1,34 @@
+"""Executors to collect statistics on: processes of this machine, or a Dask cluster. Any other Executor will do as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+from onnxq.errors import RecipeError
+
+
+def processes(count: int) -> Callable[[], Executor]:
+    """A function that starts `count` fresh processes; it is called again when one of them died."""
+    if count < 1:
+        raise RecipeError(f"workers is {count}; it takes at least one")
+    return lambda: ProcessPoolExecutor(count, mp_context=get_context("spawn"))  # a fork would copy the runtime's locks
+
+
+@contextmanager
+def dask(address: str) -> Iterator[Executor]:
+    """The workers of the Dask cluster whose scheduler has this address, e.g. tcp://10.0.0.1:8786."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise RecipeError("--dask needs Dask; install it with: pip install 'onnxq[dask]'") from error
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise RecipeError(f"there is no Dask scheduler at {address}: {error}; start one with: dask scheduler") from error
+    try:
+        yield client.get_executor()
+    finally:
+        client.close()

@@ -1,0 +1,242 @@
+"""collection.py: the same statistics bit for bit wherever they are collected; what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx.parser
+import pytest
+
+import onnxq.collection
+from onnxq import executors
+from onnxq.calibration import Calibration, merged
+from onnxq.collection import Collecting, collect, grouped
+from onnxq.data import Sample
+from onnxq.errors import CalibrationError, DataError, OutputError, RecipeError
+from onnxq.runtime import Session
+
+NET = onnx.parser.parse_model(
+    """<ir_version: 9, opset_import: ["" : 17]>
+    net (float[N, 3, M] x) => (float[N, 3, M] y) { a = Relu (x) b = Sqrt (a) c = Neg (b) y = Add (a, c) }"""
+)
+AXES = {"x": 1, "a": None, "b": 1, "y": None}
+
+
+def samples(count: int = 40, seed: int = 0) -> list[Sample]:
+    """Feeds of every other size."""
+    rng = np.random.default_rng(seed)
+    sizes = [(int(rng.integers(1, 4)), 3, int(rng.integers(1, 90))) for _ in range(count)]
+    return [Sample({"x": rng.standard_normal(s).astype(np.float32)}, None, f"file {k}") for k, s in enumerate(sizes)]
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> Callable[[Calibration], bytes]:
+    """The bytes of the file that a calibration makes."""
+
+    def read(found: Calibration) -> bytes:
+        found.save(tmp_path / "x.calib")
+        return (tmp_path / "x.calib").read_bytes()
+
+    return read
+
+
+def test_processes_change_nothing(content: Callable[[Calibration], bytes]) -> None:
+    alone = collect(NET, AXES, samples(), Collecting(threads=1))
+    spread = collect(NET, AXES, samples(), Collecting(threads=1, executor=executors.processes(2)))
+    assert content(alone) == content(spread)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_change_nothing(workers: int, content: Callable[[Calibration], bytes]) -> None:
+    alone = collect(NET, AXES, samples(), Collecting(threads=1))
+    with ThreadPoolExecutor(workers) as pool:
+        assert content(alone) == content(collect(NET, AXES, samples(), Collecting(threads=1, executor=pool)))
+
+
+def test_groups_of_tensors_change_nothing(content: Callable[[Calibration], bytes]) -> None:
+    feeds = samples()
+    assert len(grouped(NET, AXES, feeds[0], feeds[0].feed["x"].nbytes * 2)) == 2
+    alone = collect(NET, AXES, feeds, Collecting(threads=1))
+    for limit in (1, feeds[0].feed["x"].nbytes * 2, 10**9):
+        assert content(alone) == content(collect(NET, AXES, feeds, Collecting(threads=1, memory_limit=limit)))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_changes_nothing(content: Callable[[Calibration], bytes]) -> None:
+    pools: list[Executor] = []
+
+    def make() -> Executor:
+        pools.append(executors.processes(2)())
+        return pools[-1]
+
+    def killing() -> Iterator[Sample]:
+        for k, sample in enumerate(samples()):
+            if k == 30:
+                os.kill(next(iter(pools[0]._processes)), signal.SIGKILL)  # type: ignore[attr-defined]
+            yield sample
+
+    alone = collect(NET, AXES, samples(), Collecting(threads=1))
+    spread = collect(NET, AXES, killing(), Collecting(threads=1, executor=make))
+    assert len(pools) > 1
+    assert content(alone) == content(spread)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_dask_cluster_with_a_worker_killed_changes_nothing(content: Callable[[Calibration], bytes]) -> None:
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    alone = collect(NET, AXES, samples(), Collecting(threads=1))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+
+        def killing() -> Iterator[Sample]:
+            for k, sample in enumerate(samples()):
+                if k == 30:
+                    os.kill(next(iter(cluster.workers.values())).process.pid, signal.SIGKILL)
+                yield sample
+
+        with executors.dask(cluster.scheduler_address) as pool:
+            spread = collect(NET, AXES, killing(), Collecting(threads=1, executor=pool))
+    assert content(alone) == content(spread)
+
+
+def test_an_executor_without_a_factory_says_how_to_go_on() -> None:
+    pool = executors.processes(1)()
+
+    def killing() -> Iterator[Sample]:
+        for k, sample in enumerate(samples()):
+            if k == 20:
+                os.kill(next(iter(pool._processes)), signal.SIGKILL)  # type: ignore[attr-defined]
+            yield sample
+
+    with pool, pytest.raises(CalibrationError, match=r"a worker died while it ran file .*--memory-limit"):
+        collect(NET, AXES, killing(), Collecting(threads=1, executor=pool))
+
+
+@pytest.mark.parametrize("stop_at", [1, 17, 39])
+def test_an_interrupted_run_goes_on(
+    stop_at: int, tmp_path: Path, content: Callable[[Calibration], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> Iterator[Sample]:
+        for k, sample in enumerate(samples()):
+            if k == stop_at:
+                raise KeyboardInterrupt
+            yield sample
+
+    how = Collecting(threads=1, checkpoint=tmp_path / "progress")
+    with pytest.raises(KeyboardInterrupt) as stop:
+        collect(NET, AXES, interrupted(), how)
+    assert stop.value.partial.samples == stop_at  # type: ignore[attr-defined]
+    assert len(list((tmp_path / "progress").glob("*.calib"))) == 1
+    runs: list[str] = []
+    run = Session.run
+    monkeypatch.setattr(Session, "run", lambda self, feed, where: runs.append(where) or run(self, feed, where))
+    resumed = collect(NET, AXES, samples(), how)
+    assert len(runs) == 40 - stop_at
+    assert not list((tmp_path / "progress").glob("*.calib"))
+    assert content(resumed) == content(collect(NET, AXES, samples(), Collecting(threads=1)))
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    how = Collecting(threads=1, checkpoint=tmp_path)
+
+    def broken() -> Iterator[Sample]:
+        yield from samples(5)
+        raise DataError("file 5 is damaged")
+
+    with pytest.raises(DataError, match="damaged") as stop:
+        collect(NET, AXES, broken(), how)
+    assert stop.value.partial.samples == 5  # type: ignore[attr-defined]
+    with pytest.raises(CalibrationError, match=r"file 0 is not what it was when .*; remove that file to start over"):
+        collect(NET, AXES, samples(8, seed=1), how)
+
+
+def test_a_full_disk_does_not_stop_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Calibration, path: Path) -> None:
+        raise OutputError(f"{path} cannot be written: No space left on device")
+
+    monkeypatch.setattr(onnxq.collection, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(Calibration, "save", full)
+    found = collect(NET, AXES, samples(), Collecting(threads=1, checkpoint=tmp_path))
+    assert found.samples == 40
+    (note,) = found.notes
+    assert "No space left on device" in note
+    assert "went on without it" in note
+
+
+def spoilt(at: int, value: float) -> list[Sample]:
+    feeds = samples()
+    feeds[at].feed["x"][0, 0, 0] = value
+    return feeds
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_spoilt_sample_is_left_out_whole(
+    value: float, workers: int, limit: int | None, content: Callable[[Calibration], bytes]
+) -> None:
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        how = Collecting(threads=1, on_nonfinite="skip", executor=pool if workers else None, memory_limit=limit)
+        found = collect(NET, AXES, spoilt(7, value), how)
+    what = "NaN" if np.isnan(value) else "infinity"
+    assert found.skipped == {7: f"{what} in tensor x at file 7 (sample 7)"}
+    assert found.samples == 39
+    assert f"1 samples were left out, the first for {what} in tensor x" in found.notes[0]
+    sound = [(k, s) for k, s in enumerate(samples()) if k != 7]
+    expected = collect(NET, AXES, [s for _, s in sound], Collecting(threads=1))
+    for name, sketch in found.sketches.items():
+        sketch.series = dict(enumerate(sketch.series[k] for k, _ in sound))
+        one, other = sketch.to_arrays(), expected.sketches[name].to_arrays()
+        assert all(np.array_equal(one[k], other[k]) for k in other)
+
+
+def test_elements_that_are_not_finite_can_be_ignored() -> None:
+    found = collect(NET, AXES, spoilt(7, np.inf), Collecting(threads=1, on_nonfinite="ignore"))
+    assert found.samples == 40
+    assert (found.sketches["x"].inf_count, found.sketches["y"].nan_count) == (1, 1)
+    assert np.isfinite(found.sketches["x"].maximum)
+
+
+def test_nothing_is_left_where_every_sample_is_spoilt() -> None:
+    feeds = [Sample({"x": np.full((1, 3, 2), np.nan, np.float32)}, None, "only")]
+    with pytest.raises(CalibrationError, match=r"every sample was left out, the first for NaN in tensor x at only"):
+        collect(NET, AXES, feeds, Collecting(on_nonfinite="skip"))
+
+
+def test_merged_parts_equal_the_whole() -> None:
+    feeds = samples()
+    whole = collect(NET, AXES, feeds, Collecting(threads=1))
+    parts = [collect(NET, AXES, part, Collecting(threads=1)) for part in (feeds[:13], feeds[13:14], feeds[14:])]
+    for order in (parts, parts[::-1]):
+        joined = merged(order)
+        assert joined.samples == 40
+        assert joined.probe_hashes == whole.probe_hashes
+        assert joined.energies == whole.energies
+        for name, sketch in whole.sketches.items():
+            one, other = sketch.to_arrays(), joined.sketches[name].to_arrays()
+            assert all(np.array_equal(one[k], other[k]) for k in one if k != "series")
+            assert sorted(sketch.series.values()) == sorted(joined.sketches[name].series.values())
+    one, other = merged(parts), merged(parts[::-1])
+    for name in AXES:
+        assert one.sketches[name].series == other.sketches[name].series
+
+
+def test_parts_that_do_not_go_together_are_refused() -> None:
+    feeds = samples(6)
+    part = collect(NET, AXES, feeds[:3], Collecting(source_hash="m", graph_hash="g"))
+    with pytest.raises(CalibrationError, match="calibration 2 shares 1 of its 2 feeds"):
+        merged([part, collect(NET, AXES, feeds[2:4], Collecting(source_hash="m", graph_hash="g"))])
+    for other, word in ((Collecting(source_hash="n", graph_hash="g"), "model"), (Collecting(source_hash="m"), "graph")):
+        with pytest.raises(CalibrationError, match=f"calibration 2 was made from another {word}"):
+            merged([part, collect(NET, AXES, feeds[4:], other)])
+
+
+def test_a_cluster_that_is_not_there_is_said() -> None:
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    with pytest.raises(RecipeError, match=r"there is no Dask scheduler at nonsense"), executors.dask("nonsense"):
+        pass
