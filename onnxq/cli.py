@@ -87,13 +87,20 @@ def quantize(
     ] = None,
     target: Target = None,
     observer: Annotated[
-        str | None, typer.Option("--observer", help="min-max, percentile{upper=99.9}, kl or mse. [default: mse]")
+        str | None,
+        typer.Option("--observer", help="mse, kl, min-max, percentile{upper=99.9}, auto ... [default: mse]"),
     ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option("--exclude", metavar="GLOB-OR-OPTYPE", help="Nodes to leave in float; repeatable."),
     ] = None,
     recipe: Recipe = None,
+    ranges: Annotated[
+        Path | None, typer.Option("--ranges", metavar="FILE.toml", help="Take these ranges, whatever was observed.")
+    ] = None,
+    save_ranges: Annotated[
+        Path | None, typer.Option("--save-ranges", metavar="FILE.toml", help="Write the ranges chosen, to edit.")
+    ] = None,
     report: ReportFile = None,
     metric: Metric = None,
     max_drop: MaxDrop = None,
@@ -119,18 +126,22 @@ def quantize(
     """Quantize a trained float32 model and compare the result with it."""
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
     read = {"the --data": data, "the --eval data": evaluation, "the --calibration file": calibration, "the --recipe": recipe}
-    _check_overwrites({"the report": report, "the output": output}, {"the input model": model, **read})
+    written = {"the report": report, "the output": output, "the ranges saved": save_ranges}
+    _check_overwrites(written, {"the input model": model, "the --ranges": ranges, **read})
     _check_report(report, force)
+    _check_report(save_ranges, force)
     with _progress(quiet or json_) as progress:
         result = onnxq.quantize(
             model, data, output=output, eval=evaluation, calibration=calibration, target=target, observer=observer,
-            exclude=exclude, recipe=recipe, metric=metric, max_drop=max_drop, min_speedup=min_speedup,
+            exclude=exclude, recipe=recipe, ranges=ranges, metric=metric, max_drop=max_drop, min_speedup=min_speedup,
             max_samples=max_samples, images=images, threads=threads, provider=provider, seed=seed,
             validate=not no_validate, force=force, dump_dir=dump_dir, on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
             memory_limit=_bytes(memory_limit), progress=progress,
         )  # fmt: skip
     if report is not None:
         _write(report, result.to_json())
+    if save_ranges is not None:
+        _write(save_ranges, result.ranges_toml)
     if json_:
         typer.echo(result.to_json(), nl=False)
     elif not quiet:

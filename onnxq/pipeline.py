@@ -20,10 +20,12 @@ from onnxq.collection import Collecting, Nonfinite
 from onnxq.data import Samples, load_function, open_samples
 from onnxq.errors import CalibrationError, DataError, RecipeError, nearest
 from onnxq.files import check_writable
-from onnxq.graph import Graph
+from onnxq.graph import Graph, Variable
 from onnxq.images import ImageOptions
-from onnxq.model import Model, State, verify
+from onnxq.model import Model, Observed, State, verify
 from onnxq.passmanager import UNPROVABLE, Pass, PassManager, PassRecord
+from onnxq.ranges import load as load_ranges
+from onnxq.ranges import to_toml
 from onnxq.recipe import Recipe
 from onnxq.recipe import load as load_recipe
 from onnxq.report import Report
@@ -115,6 +117,7 @@ def quantize(
     observer: str | None = None,
     exclude: str | Sequence[str] | None = None,
     recipe: str | Path | Recipe | None = None,
+    ranges: str | Path | None = None,
     metric: str | validation.Metric | None = None,
     max_drop: float | None = None,
     min_speedup: float | None = None,
@@ -134,12 +137,15 @@ def quantize(
 
     `data` are calibration samples in any form that data.py lists; `eval` the ones to compare on, `data` where it is left
     out. `calibration` takes their place where statistics were collected before. With `output` the model is written there.
+    `ranges` is a file that `Report.ranges_toml` wrote, with what was edited in it; these ranges are taken as they are.
     `on_nonfinite` and `memory_limit` (bytes) are as in `calibrate`. Raises OnnxqError; a missed gate is no error: it is in
     `Report.missed_gates`.
     """
     gates = {"max_drop": max_drop, "min_speedup": min_speedup}
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
     chosen = load_recipe(recipe, target=target, observer=observer, exclude=patterns or None, gates=gates)
+    if ranges is not None:
+        chosen = chosen.model_copy(update={"override": chosen.override + load_ranges(Path(ranges))})
     source = load_source(model)
     out = None if output is None else Path(output)
     if out is not None:
@@ -255,6 +261,7 @@ class _Prepared:
     inputs: list[TensorInfo]
     provider: str
     float_bytes: int
+    ranges_toml: str = ""
 
 
 def _prepare(
@@ -371,7 +378,9 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
         if model.sensitive != start.sensitive:
             start.sensitive = model.sensitive
             continue
-        records += prepared.manager.run(model, _passes(REFINE + LOWER, recipe))
+        records += prepared.manager.run(model, _passes(REFINE, recipe))
+        prepared.ranges_toml = to_toml({n: model.params[n] for n in _activations(model)})
+        records += prepared.manager.run(model, _passes(LOWER, recipe))
         integer = audit.run_in_integers(model.graph.to_proto(), model)
         if model.planned <= integer:  # each round un-places at least one node more, so this comes
             break
@@ -381,6 +390,13 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
     _stamp(model, recipe, prepared)
     prepared.model.unplaced, prepared.model.calibration = start.unplaced, start.calibration
     return model, prepared.records + equalized + records
+
+
+def _activations(model: Model) -> list[str]:
+    """The tensors with a range of their own."""
+    tensors = model.graph.tensors()
+    observed = [name for name, spec in model.specs.items() if isinstance(spec, Observed) and name in model.params]
+    return [name for name in observed if isinstance(tensors.get(name), Variable)]
 
 
 def _stamp(model: Model, recipe: Recipe, prepared: _Prepared) -> None:
@@ -427,6 +443,7 @@ def _report(
         coverage=audit.coverage(model.ledger, macs),
         float_bytes=prepared.float_bytes,
         quantized_bytes=proto.ByteSize(),
+        ranges_toml=prepared.ranges_toml,
     )
     report.notes += [f"{note[0].upper()}{note[1:]}." for note in calibration.notes]
     report.notes += [f"Pass {r.name} was rolled back: {r.rolled_back}." for r in records if r.rolled_back]

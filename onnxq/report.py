@@ -39,6 +39,7 @@ class Report:
     coverage: dict[str, KernelCount]
     float_bytes: int
     quantized_bytes: int
+    ranges_toml: str = ""  # of every activation: see ranges.py
     accuracy: Accuracy | None = None
     latency: Latency | None = None
     notes: list[str] = field(default_factory=list)

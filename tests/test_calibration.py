@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx.parser
 import pytest
 
+import onnxq
+from onnxq import cli
 from onnxq.calibration import PROBES, Calibration, hash_of_feed
 from onnxq.collection import Collecting, collect
 from onnxq.data import Sample
-from onnxq.errors import CalibrationError
+from onnxq.errors import CalibrationError, DataError
 
 NET = """<ir_version: 9, opset_import: ["" : 17]>
 net (float[N, 3] x) => (float[N, 3] y) { a = Relu (x) b = Sqrt (x) y = Add (a, b) }"""
@@ -77,3 +81,80 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.calib").write_bytes(content)
     with pytest.raises(CalibrationError, match="no readable calibration file"):
         Calibration.load(tmp_path / "m.calib")
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["onnxq", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def test_shards_are_collected_merged_and_quantized_with(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The inverted residual network is evened out: what the shards saw of that differs, and is seen on the kept feeds."""
+    model, data = models / "inverted_residual.onnx", np.load(models / "digits_calibration.npz")
+    monkeypatch.chdir(tmp_path)
+    for k, part in enumerate((slice(0, 30), slice(30, 90))):
+        np.savez(f"{k}.npz", image=data["image"][part])
+        assert command(monkeypatch, "calibrate", model, "--data", f"{k}.npz", "-o", f"{k}.calib", "--threads", 1) == 0
+    assert command(monkeypatch, "calibrate", "--merge", "0.calib", "1.calib", "-o", "m.calib") == 0
+    evaluation = models / "digits_evaluation.npz"
+    assert "90 samples of 2 files" in capsys.readouterr().out
+    report = onnxq.quantize(model, calibration="m.calib", eval=evaluation, max_samples=200)
+    assert report.samples == 90
+    assert any("evened out anew" in note for note in report.notes)
+    assert report.accuracy is not None
+    assert report.accuracy.drop is not None
+    assert report.accuracy.drop <= 1.0
+
+
+def test_an_interrupt_leaves_a_calibration_of_what_was_seen(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = models / "residual.onnx"
+    images = np.load(models / "digits_calibration.npz")["image"]
+
+    def interrupted() -> Iterator[dict[str, np.ndarray]]:
+        for k, image in enumerate(images):
+            if k == 25:
+                raise KeyboardInterrupt
+            yield {"image": image[None]}
+
+    with pytest.raises(KeyboardInterrupt, match=r"the statistics of 25 samples are in .*m\.partial\.calib"):
+        onnxq.calibrate(model, interrupted(), output=tmp_path / "m.calib")
+    assert not (tmp_path / "m.calib").exists()
+    report = onnxq.quantize(model, calibration=tmp_path / "m.partial.calib", eval=models / "digits_evaluation.npz")
+    assert report.samples == 25
+    assert report.accuracy is not None
+    assert report.accuracy.drop is not None
+    assert report.accuracy.drop <= 1.0
+
+
+def test_a_generator_is_read_once(models: Path) -> None:
+    images, read = np.load(models / "digits_calibration.npz")["image"][:12], []
+
+    def feeds() -> Iterator[dict[str, np.ndarray]]:
+        for k, image in enumerate(images):
+            read.append(k)
+            yield {"image": image[None]}
+
+    found = onnxq.calibrate(models / "residual.onnx", feeds(), memory_limit=100_000)
+    assert found.samples == 12
+    assert read == list(range(12))
+
+
+def test_a_sample_that_does_not_fit_keeps_what_was_collected(models: Path, tmp_path: Path) -> None:
+    images = np.load(models / "digits_calibration.npz")["image"]
+
+    def feeds() -> Iterator[dict[str, np.ndarray]]:
+        yield from ({"image": image[None]} for image in images[:10])
+        yield {"image": images[10][None, :, :16]}
+
+    folder = tmp_path / "progress"
+    with pytest.raises(DataError, match=r"sample 10: input image has shape \[1, 1, 16, 32\]"):
+        onnxq.calibrate(models / "residual.onnx", feeds(), checkpoint=folder)
+    (kept,) = folder.glob("*.calib")
+    assert Calibration.load(kept).samples == 10

@@ -234,7 +234,20 @@ def test_activations_that_are_not_finite(folder: Path, fails: Callable[..., None
 
 def test_no_data(fails: Callable[..., None]) -> None:
     fails("quantize m.onnx -o q.onnx", "there is no calibration data", "give --data")
-    fails("calibrate m.onnx -o q.calib", "--data", "see onnxq calibrate --help")
+    fails("calibrate m.onnx -o q.calib", "--data", "--merge")
+
+
+def test_how_to_collect(fails: Callable[..., None]) -> None:
+    start = "calibrate m.onnx --data d.npz -o q.calib"
+    fails(f"{start} --memory-limit much", "--memory-limit is much", "e.g. 512MB")
+    fails(f"{start} --memory-limit 0", "memory-limit is 0 bytes")
+    fails(f"{start} --on-nonfinite skipp", "on-nonfinite is skipp", "did you mean skip?")
+    fails(f"{start} --checkpoint d.npz", "the checkpoint d.npz is a file", "give a folder")
+    fails(f"{start} --workers 2 --dask tcp://x:1", "--workers and --dask", "give one")
+    fails(f"{start} --workers 0", "--workers")
+    fails("calibrate m.onnx n.onnx --data d.npz -o q.calib", "2 files were given", "--merge")
+    fails("calibrate --merge none.calib -o q.calib", "none.calib", "calibration")
+    fails("quantize m.onnx --data d.npz -o q.onnx --ranges none.toml", "none.toml", "cannot be read")
 
 
 def test_labels_that_do_not_fit(fails: Callable[..., None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -9,11 +10,12 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.errors import CalibrationError, RecipeError, nearest
-from onnxq.graph import Constant, Tensor, clip_bounds
+from onnxq.graph import Constant, Node, Tensor, Variable, clip_bounds
 from onnxq.model import Model, Observed, known_as
 from onnxq.numerics import QuantParams, params_of_range
-from onnxq.observers import Observer, observer
+from onnxq.observers import Auto, Observer, observer
 from onnxq.passmanager import Pass
+from onnxq.runtime import Session, exposed
 from onnxq.sketch import TensorSketch
 
 
@@ -26,7 +28,8 @@ class ChooseRanges(Pass):
     Refused: a tensor that was empty in every sample: an error, because nothing is known of it.
 
     Where the tensor is a Relu's or Clip's output, the range is kept inside what these let through, as the runtime drops
-    them only then. `overrides` holds (tensor name pattern, observer) pairs; the last that matches counts.
+    them only then. `overrides` holds (pattern, observer) pairs, a pattern being of tensor names or the type of the op that
+    makes the tensor; the last that matches counts.
     """
 
     name: ClassVar[str] = "choose-ranges"
@@ -37,31 +40,44 @@ class ChooseRanges(Pass):
         default = observer(self.observer)
         overrides = [(pattern, observer(text)) for pattern, text in self.overrides]
         named = [name for name, s in model.specs.items() if isinstance(s, Observed)]
-        observed = list(dict.fromkeys(n for name in named for n in (name, known_as(name))))
+        tensors = model.graph.tensors()
+        makers = {name: _maker(model, tensors[name]) for name in named if name in tensors}
+        observed = list(
+            dict.fromkeys([*(n for name in named for n in (name, known_as(name))), *filter(None, makers.values())])
+        )
         for pattern, _ in overrides:
             taken_off = model.sensitive or model.unplaced  # in an earlier round, in which the pattern did match
             if not taken_off and not any(fnmatchcase(name, pattern) for name in observed):
                 raise RecipeError(f"override {pattern} matches no quantized tensor; {nearest(pattern, observed)[:300]}")
         chosen = 0
-        for name, tensor in model.graph.tensors().items():
+        for name, tensor in tensors.items():
             spec = model.specs.get(name)
             if not isinstance(spec, Observed) or isinstance(tensor, Constant) or name in model.params:
                 continue
             sketch = model.calibration.sketches.get(name) if model.calibration else None
             if sketch is None or not sketch.count:
                 raise CalibrationError(f"tensor {name} was empty in every sample; give data in which it is not")
-            kind = next((o for pattern, o in reversed(overrides) if _matches(name, pattern)), default)
+            kind = next((o for pattern, o in reversed(overrides) if _matches(name, makers[name], pattern)), default)
             model.params[name] = _params(model, tensor, spec, sketch, kind)
             chosen += 1
         return chosen
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(known_as(name), pattern)
+def _maker(model: Model, tensor: Tensor) -> str:
+    """The type of the op that makes a tensor; empty where it is an input."""
+    maker = model.graph.producer(tensor)
+    return "" if maker is None else maker.op
+
+
+def _matches(name: str, maker: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(known_as(name), pattern) or maker == pattern
 
 
 def _params(model: Model, tensor: Tensor, spec: Observed, sketch: TensorSketch, kind: Observer) -> QuantParams:
-    rmin, rmax = kind.choose(sketch, spec.type, symmetric=spec.symmetric)
+    if isinstance(kind, Auto):
+        rmin, rmax = kind.choose_for(sketch, spec.type, *_readings(model, tensor), symmetric=spec.symmetric)
+    else:
+        rmin, rmax = kind.choose(sketch, spec.type, symmetric=spec.symmetric)
     maker = model.graph.producer(tensor)
     low, high = -np.inf, np.inf
     if maker is not None and maker.op == "Relu":
@@ -75,6 +91,32 @@ def _params(model: Model, tensor: Tensor, spec: Observed, sketch: TensorSketch, 
         lower, upper = (bound if np.isfinite(bound) else 0.0 for bound in (low, high))
     params = params_of_range(lower, upper, spec.type, symmetric=spec.symmetric)
     return params if spec.symmetric else _inside(params, low, high)
+
+
+def _readings(model: Model, tensor: Tensor) -> tuple[list[np.ndarray], list[Callable[[np.ndarray], np.ndarray]]]:
+    """The tensor on the probes, and the layers that read it, each as a function of it alone."""
+    assert model.calibration is not None
+    if model.graph.producer(tensor) is None:
+        arrays = [feed[tensor.name] for feed in model.calibration.probes]
+    else:
+        session = Session(exposed(model.graph.to_proto(), [tensor.name]), threads=model.threads)
+        arrays = [session.run(feed)[tensor.name] for feed in model.calibration.probes]
+    readers: list[Callable[[np.ndarray], np.ndarray]] = []
+    for node, index in model.graph.readers(tensor):
+        if (
+            node is None
+            or node.name not in model.planned
+            or any(isinstance(t, Variable) for t in node.inputs if t is not tensor)
+        ):
+            continue
+        if index == 0 and not node.in_body:
+            readers.append(_alone(model, node, tensor))
+    return arrays, readers or [lambda x: x]
+
+
+def _alone(model: Model, node: Node, tensor: Tensor) -> Callable[[np.ndarray], np.ndarray]:
+    session = Session(model.graph.extract([node], [node.outputs[0]]), threads=model.threads)
+    return lambda x: session.run({tensor.name: x})[node.outputs[0].name]
 
 
 def _inside(params: QuantParams, low: float, high: float) -> QuantParams:

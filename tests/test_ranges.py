@@ -1,0 +1,76 @@
+"""ranges.py: what is saved and given back unchanged gives the same model; what is edited counts."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import onnxq
+from onnxq.errors import RecipeError
+from onnxq.numerics import QuantType, params_of_range
+from onnxq.observers import observer
+from onnxq.ranges import load, to_toml
+from onnxq.sketch import TensorSketch
+
+LOW, HIGH = st.floats(-1e6, -1e-6), st.floats(0, 1e6)
+
+
+@given(LOW, HIGH, st.sampled_from([QuantType.UINT8, QuantType.INT8]), st.booleans())
+def test_what_is_written_and_read_gives_the_same_parameters(low: float, high: float, kind: QuantType, even: bool) -> None:
+    params = params_of_range(low, high, kind, symmetric=even)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "r.toml"
+        path.write_text(to_toml({"x": params}), encoding="utf-8")
+        (override,) = load(path)
+    chosen = observer(override.observer).choose(TensorSketch(), kind, symmetric=even)
+    again = params_of_range(*chosen, kind, symmetric=even)
+    assert (float(again.scale), int(again.zero_point)) == (float(params.scale), int(params.zero_point))
+
+
+def test_ranges_given_back_give_the_same_bytes_and_edited_ones_count(models: Path, tmp_path: Path) -> None:
+    model, data = models / "residual.onnx", models / "digits_calibration.npz"
+    first = onnxq.quantize(model, data, validate=False)
+    path = tmp_path / "r.toml"
+    path.write_text(first.ranges_toml, encoding="utf-8")
+    again = onnxq.quantize(model, data, ranges=path, validate=False)
+    assert [t.SerializeToString() for t in again.model.graph.initializer] == [
+        t.SerializeToString() for t in first.model.graph.initializer
+    ]
+    said = tomllib.loads(first.ranges_toml)["ranges"]
+    assert len(said) > 5
+    name, old = next((n, r) for n, r in said.items() if r["zero_point"] == 0)
+    path.write_text(f'schema = 1\n[ranges."{name}"]\nmin = 0.0\nmax = {2 * old["max"]}\n', encoding="utf-8")
+    edited = tomllib.loads(onnxq.quantize(model, data, ranges=path, validate=False).ranges_toml)["ranges"]
+    assert edited[name]["scale"] == pytest.approx(2 * old["scale"])
+    assert {n: r for n, r in edited.items() if n != name} == {n: r for n, r in said.items() if n != name}
+
+
+def test_names_with_wildcards_are_names(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('schema = 1\n[ranges."a[0]*"]\nmin = -1\nmax = 2\n', encoding="utf-8")
+    (override,) = load(path)
+    assert override.match == "a[[]0][*]"
+    sketch = TensorSketch()
+    sketch.update(np.ones(3, np.float32))
+    assert observer(override.observer).choose(sketch, QuantType.UINT8) == (-1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("schema = 1\n[ranges.x]\nmin = 1\nmax = 0\n", "ranges.x: .*min is not less than max"),
+        ("schema = 1\n[ranges.x]\nmin = 1\n", "ranges.x.max: field required"),
+        ("schema = 2\n", "schema: input should be 1"),
+        ("schema = ", "cannot be read"),
+    ],
+)
+def test_bad_files_are_explained(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "r.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=words):
+        load(tmp_path / "r.toml")
