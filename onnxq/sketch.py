@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import isfinite
 
 import numpy as np
 
@@ -25,6 +26,7 @@ PAGES = 512
 NONFINITE_EXPONENT = 255
 LIMBS, LIMB_BITS, LOWEST_BIT = 14, 32, -200  # a fixed-point number of 448 bits: multiples of 2^-200 up to 2^247
 MOST_UNCARRIED = 4096  # additions of less than 2^50 to a limb that an int64 holds
+FIRST_KEY, LAST_KEY = -(1 << 31), (1 << 31) - 1
 MOST_AT_ONCE = 1 << 22  # elements whose counts fit 24 bits, and the sums of their low halves 40
 
 
@@ -136,8 +138,10 @@ class Pages:
 
     def drain(self, tables: np.ndarray, touched: np.ndarray, sign: int) -> None:
         """Add the tables of a kernel, which are zero then, or take them away."""
-        self._reserve(int(np.count_nonzero(touched > (self._slots >= 0))))
-        self._used = kernels.drain(tables, touched, self._slots, self._rows, self._used, sign)
+        while (used := kernels.drain(tables, touched, self._slots, self._rows, self._used, sign)) < 0:
+            self._used = len(self._rows)
+            self._reserve(1)
+        self._used = used
 
     def count_numpy(self, bits: np.ndarray) -> None:
         """Add the elements of a float32 bit pattern, in plain numpy: the oracle of the compiled kernels."""
@@ -170,20 +174,23 @@ class Extent:
     total: np.ndarray  # float64
 
     @property
-    def is_finite(self) -> bool:
-        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest element; one of them is not finite if any element is not."""
+        return float(self.low.min()), float(self.high.max())
 
 
 def observe(x: np.ndarray, axis: int | None, pages: Pages, sign: int = 1) -> Extent:
     """Add a float32 array's elements to the pages, or take them away, and see its extent along an axis, in one pass."""
     channels = 1 if axis is None else x.shape[axis]
-    low, high = np.full(channels, np.iinfo(np.int32).max, np.int32), np.full(channels, np.iinfo(np.int32).min, np.int32)
+    keys = np.empty((2, channels), np.int32)
+    keys[0], keys[1] = LAST_KEY, FIRST_KEY
     total, scratch = np.zeros(0 if axis is None else channels), _scratch()
     for part, is_rows in _parts(x, axis):
         kernel = kernels.observe_rows if is_rows else kernels.observe_columns
-        kernel(part, low, high, total, *scratch)
+        kernel(part, keys[0], keys[1], total, *scratch)
         pages.drain(*scratch, sign)
-    return Extent(_as_float(low), _as_float(high), total)
+    low, high = _as_float(keys)
+    return Extent(low, high, total)
 
 
 def observe_numpy(x: np.ndarray, axis: int | None, pages: Pages) -> Extent:
@@ -268,15 +275,16 @@ class TensorSketch:
         axis = self.channel_axis if x.ndim else None
         self.check(x)
         extent = observe(x, axis, self.pages)
-        low, high = float(extent.low.min()), float(extent.high.max())
-        if not extent.is_finite:
+        low, high = extent.ends
+        is_finite = isfinite(low) and isfinite(high)
+        if not is_finite:
             low, high = self._count_nonfinite(x, 1)
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         before = self.series.get(feed, (np.inf, -np.inf))
         self.series[feed] = (min(before[0], low), max(before[1], high))
-        if axis is not None and extent.is_finite:
+        if axis is not None and is_finite:
             self._update_channels(extent, x.size)
-        return extent.is_finite
+        return is_finite
 
     def state(self) -> State:
         """What `forget` needs to take the next array away again."""
@@ -291,11 +299,12 @@ class TensorSketch:
             return
         axis = self.channel_axis if x.ndim else None
         extent = observe(x, axis, self.pages, -1)
-        if not extent.is_finite:
+        is_finite = all(map(isfinite, extent.ends))
+        if not is_finite:
             self._count_nonfinite(x, -1)
         self.minimum, self.maximum, extremes = before
         del self.series[feed]
-        if axis is not None and extent.is_finite and self.channels is not None:
+        if axis is not None and is_finite and self.channels is not None:
             if extremes is None:
                 self.channels = None
                 return

@@ -1,56 +1,193 @@
-"""Calibration against plain inference of the same feeds, and its memory against the number of samples, in one run.
+"""Calibration against onnxruntime's own calibrators, on the same feeds: time over inference time, memory, error of ranges.
 
-    python tests/benchmarks/calibration.py [MODEL.onnx DATA]
+    python -m tests.benchmarks.calibration [--networks resnet50,inverted_residual,transformer] [--threads N] [--feeds 64]
 
-Prints ratios only: wall time of calibration with full sketches over onnxruntime inference of the same feeds, and peak
-resident memory with eight times the samples over that with one time.
+Each figure comes from a process of its own, which first runs the plain model on the same feeds: `x inference` is the time of
+collecting over that, for --feeds of them. onnxq's is given twice: of collecting statistics alone, and of all that `onnxq.calibrate` does (load,
+rewrite, prove, collect; a second look where channels are evened out). Memory is the peak of the process at 32 and at 256
+samples; `~` is extrapolated from 8 and 32, for tools that keep every activation. The error is that of the 99.99th percentile of
+magnitude against numpy's on all elements, the median and the largest over the tensors, on 8 feeds.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from rich.console import Console
+from rich.table import Table
 
 import onnxq
-from onnxq.data import open_samples
-from onnxq.runtime import Session
+from onnxq.collection import collect
+from onnxq.observers.percentile import quantile
+from onnxq.passes.observe import collect_statistics
+from onnxq.runtime import Session, exposed
+from onnxq.sketch import Histogram, TensorSketch
+from tests.benchmarks import shapes
 
-MODELS = Path(__file__).parent.parent.parent / "models"
-ROUNDS = 5
+TOOLS = ("onnxq", "ort MinMax", "ort Percentile", "ort Entropy")
+PERCENTILE = 99.99
+MOST_MEMORY = 12e9  # of one process
 
 
-def time_ratio(model: str, data: str) -> float:
-    """The median over interleaved rounds, the first of which only warms up."""
-    session = Session(model, threads=1)
-    samples = list(open_samples(data, session.inputs))
-    ratios = []
-    for _ in range(ROUNDS + 1):
+def one(tool: str, network: str, count: int, threads: int) -> dict[str, float]:
+    """Seconds of plain inference, of collecting and of the whole, and peak bytes, in this process."""
+    model = shapes.NETWORKS[network]()
+    few = shapes.feeds(model, min(count, 16))
+    feeds = [few[k % len(few)] for k in range(count)]  # the same few again: feeds in memory are not to be measured
+    session = Session(model, threads=threads)
+    for feed in few[:2]:
+        session.run(feed)
+    start = time.perf_counter()
+    for feed in feeds:
+        session.run(feed)
+    inference = time.perf_counter() - start
+    del session
+    seconds, collecting = run_onnxq(model, feeds, threads) if tool == "onnxq" else run_ort(tool, model, feeds, threads)
+    peak = 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+    return {"inference": inference, "seconds": seconds, "collecting": collecting, "peak": float(peak)}
+
+
+def run_onnxq(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> tuple[float, float]:
+    taken: list[float] = []
+
+    def timed(*arguments: Any, **options: Any) -> Any:
         start = time.perf_counter()
-        for sample in samples:
-            session.run(sample.feed)
-        inference = time.perf_counter() - start
-        start = time.perf_counter()
-        onnxq.calibrate(model, samples, threads=1)
-        ratios.append((time.perf_counter() - start) / inference)
-    return sorted(ratios[1:])[ROUNDS // 2]
+        found = collect(*arguments, **options)
+        taken.append(time.perf_counter() - start)
+        return found
+
+    collect_statistics.collect = timed
+    start = time.perf_counter()
+    onnxq.calibrate(model, feeds, threads=threads)
+    return time.perf_counter() - start, taken[0]
 
 
-def peak(model: str, data: str, times: int) -> int:
-    """Peak resident memory, in a process of its own, of calibrating on the first 16 samples, repeated."""
-    code = (
-        "import itertools, resource, sys, onnxq; from onnxq.data import open_samples; from onnxq.runtime import Session;"
-        "model, data, times = sys.argv[1], sys.argv[2], int(sys.argv[3]);"
-        "few = [s.feed for s in open_samples(data, Session(model).inputs, limit=16)];"
-        "onnxq.calibrate(model, (f for _ in range(times) for f in few), threads=1);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+def calibrator(tool: str, path: Path, threads: int) -> Any:
+    import onnxruntime
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
+    kind = {"MinMax": CalibrationMethod.MinMax, "Percentile": CalibrationMethod.Percentile}.get(
+        tool.split()[1], CalibrationMethod.Entropy
     )
-    done = subprocess.run([sys.executable, "-c", code, model, data, str(times)], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    plain = onnxruntime.SessionOptions
+
+    def options() -> Any:  # it makes its sessions with default options
+        made = plain()
+        made.intra_op_num_threads = threads
+        return made
+
+    onnxruntime.SessionOptions = options
+    extra = {"percentile": PERCENTILE} if "Percentile" in tool else {}
+    return create_calibrator(
+        path, augmented_model_path=str(path.with_suffix(".augmented.onnx")), calibrate_method=kind, extra_options=extra
+    )
+
+
+def run_ort(tool: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        start = time.perf_counter()
+        made = calibrator(tool, path, threads)
+        made.collect_data(reader(feeds))
+        made.compute_data()
+        seconds = time.perf_counter() - start
+    return seconds, seconds
+
+
+def reader(feeds: list[dict[str, np.ndarray]]) -> Any:
+    left = iter(feeds)
+    return type("Reader", (), {"get_next": lambda self: next(left, None)})()
+
+
+def range_errors(network: str) -> dict[str, tuple[float, float]]:
+    """Median and largest relative error of the percentile of magnitude, by tool."""
+    model = shapes.NETWORKS[network]()
+    feeds = shapes.feeds(model, 8)
+    names = [n.output[0] for n in model.graph.node if n.op_type in ("Conv", "MatMul", "Add", "Relu", "Clip")][:40]
+    session = Session(exposed(model, names), threads=0)
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for feed in feeds:
+        values = session.run(feed)
+        for name in names:
+            arrays[name].append(values[name].reshape(-1))
+    exact = {n: float(np.percentile(np.abs(np.concatenate(a)), PERCENTILE)) for n, a in arrays.items()}
+    ours = {}
+    for name, parts in arrays.items():
+        sketch = TensorSketch()
+        for k, part in enumerate(parts):
+            sketch.update(np.abs(part), k)
+        bins = sketch.histogram()
+        ours[name] = quantile(Histogram(bins.lower, bins.upper, bins.count), PERCENTILE / 100)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        made = calibrator("ort Percentile", path, 0)
+        made.collect_data(reader(feeds))
+        theirs = {n: float(np.max(np.abs(d.range_value))) for n, d in made.compute_data().items() if n in exact}
+    found = {}
+    for tool, said in (("onnxq", ours), ("ort Percentile", theirs)):
+        errors = [abs(said[n] - exact[n]) / exact[n] for n in said if exact[n] > 0]
+        found[tool] = (float(np.median(errors)), float(max(errors)))
+    return found
+
+
+def in_process(tool: str, network: str, count: int, threads: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.benchmarks.calibration", "--one", tool, network, str(count), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{tool} on {network}: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row(tool: str, network: str, threads: int, feeds: int, errors: dict[str, tuple[float, float]]) -> list[str]:
+    few, timed = in_process(tool, network, 8, threads)["peak"], in_process(tool, network, feeds, threads)
+    some = timed["peak"] if feeds == 32 else in_process(tool, network, 32, threads)["peak"]
+    expected = some + (some - few) / 24 * 224
+    fits = expected < MOST_MEMORY and tool in ("onnxq", "ort MinMax")
+    many = in_process(tool, network, 256, threads)["peak"] if fits else expected
+    said = "" if fits else "~"
+    error = errors.get(tool)
+    return [
+        network, tool, f"{timed['collecting'] / timed['inference']:.2f}", f"{timed['seconds'] / timed['inference']:.2f}",
+        f"{some / 1e9:.2f}", f"{said}{many / 1e9:.2f}",
+        "" if error is None else f"{100 * error[0]:.2f} / {100 * error[1]:.2f}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default=",".join(shapes.NETWORKS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--feeds", type=int, default=64)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    said = parser.parse_args()
+    if said.one:
+        tool, network, count, threads = said.one
+        print(json.dumps(one(tool, network, int(count), int(threads))))
+        return
+    table = Table(title=f"{os.cpu_count()} cores, {said.threads or 'all'} thread(s) of onnxruntime, {said.feeds} feeds")
+    for column in (
+        "network", "tool", "collecting, x inference", "whole, x inference", "GB at 32", "GB at 256", "error of p99.99, %"
+    ):  # fmt: skip
+        table.add_column(column)
+    for network in said.networks.split(","):
+        errors = range_errors(network)
+        for tool in TOOLS:
+            table.add_row(*row(tool, network, said.threads, said.feeds, errors))
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":
-    model, data = sys.argv[1:] or [str(MODELS / "residual.onnx"), str(MODELS / "digits_calibration.npz")]
-    print(f"calibration / inference, wall time: {time_ratio(model, data):.2f}")
-    print(f"peak memory, 128 samples / 16 samples: {peak(model, data, 8) / peak(model, data, 1):.3f}")
+    main()
