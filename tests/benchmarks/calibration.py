@@ -3,10 +3,11 @@
     python -m tests.benchmarks.calibration [--networks resnet50,inverted_residual,transformer] [--threads N] [--feeds 64]
 
 Each figure comes from a process of its own, which first runs the plain model on the same feeds: `x inference` is the time of
-collecting over that, for --feeds of them. onnxq's is given twice: of collecting statistics alone, and of all that `onnxq.calibrate` does (load,
-rewrite, prove, collect; a second look where channels are evened out). Memory is the peak of the process at 32 and at 256
-samples; `~` is extrapolated from 8 and 32, for tools that keep every activation. The error is that of the 99.99th percentile of
-magnitude against numpy's on all elements, the median and the largest over the tensors, on 8 feeds.
+collecting over that, for --feeds of them. onnxq's is given twice: of collecting statistics alone, and of all that
+`onnxq.calibrate` does (load, rewrite, prove, collect; a second look where channels are evened out). Memory is the peak of
+the process at 32 and at 256 samples; `~` is extrapolated from 8 and 32, for tools that keep every activation. The error is
+that of the 99.99th percentile of magnitude against numpy's on all elements, the median and the largest over the tensors, on 8
+feeds.
 """
 
 from __future__ import annotations
