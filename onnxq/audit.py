@@ -112,7 +112,8 @@ def complete_ledger(model: Model, integer: set[str]) -> None:
         if node.name in integer:
             model.ledger[node.name] = Entry(node.op, State.DYNAMIC if node.name in dynamic else State.INTEGER)
         elif node.op in FLOAT_KERNELS and entry is None:
-            model.ledger[node.name] = Entry(node.op, State.FLOAT, Reason.UNSUPPORTED)
+            simulated = model.target.simulated and node.name in model.planned
+            model.ledger[node.name] = Entry(node.op, State.FLOAT, Reason.SIMULATED if simulated else Reason.UNSUPPORTED)
         for body in [part for b in node.bodies for part in (b, *b.subgraphs(recursive=True))]:
             for inner in body.nodes:
                 if inner.op in FLOAT_KERNELS:

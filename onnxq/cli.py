@@ -90,6 +90,12 @@ def quantize(
         str | None,
         typer.Option("--observer", help="mse, kl, min-max, percentile{upper=99.9}, auto ... [default: mse]"),
     ] = None,
+    weight_bits: Annotated[
+        int | None, typer.Option("--weight-bits", min=2, max=16, help="Of weights; to 8 in integer kernels. [default: 8]")
+    ] = None,
+    activation_bits: Annotated[
+        int | None, typer.Option("--activation-bits", min=2, max=16, help="But for 8, simulated in float. [default: 8]")
+    ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option("--exclude", metavar="GLOB-OR-OPTYPE", help="Nodes to leave in float; repeatable."),
@@ -133,10 +139,10 @@ def quantize(
     with _progress(quiet or json_) as progress:
         result = onnxq.quantize(
             model, data, output=output, eval=evaluation, calibration=calibration, target=target, observer=observer,
-            exclude=exclude, recipe=recipe, ranges=ranges, metric=metric, max_drop=max_drop, min_speedup=min_speedup,
-            max_samples=max_samples, images=images, threads=threads, provider=provider, seed=seed,
-            validate=not no_validate, force=force, dump_dir=dump_dir, on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
-            memory_limit=_bytes(memory_limit), progress=progress,
+            weight_bits=weight_bits, activation_bits=activation_bits, exclude=exclude, recipe=recipe, ranges=ranges,
+            metric=metric, max_drop=max_drop, min_speedup=min_speedup, max_samples=max_samples, images=images,
+            threads=threads, provider=provider, seed=seed, validate=not no_validate, force=force, dump_dir=dump_dir,
+            on_nonfinite=on_nonfinite, memory_limit=_bytes(memory_limit), progress=progress,  # type: ignore[arg-type]
         )  # fmt: skip
     if report is not None:
         _write(report, result.to_json())

@@ -31,7 +31,8 @@ def emulated(model: Model, wanted: Callable[[str, Reader], bool] = lambda tensor
             scale, zero_point = twin.parameter_constants(name)
             codes = graph.variable(f"{name}_codes", params.type.dtype, tensor.shape)
             rounded = graph.variable(f"{name}_rounded", tensor.dtype, tensor.shape)
-            graph.insert("QuantizeLinear", [tensor, scale, zero_point], [codes], domain=twin.qdq_domain)
+            inside = twin.inside_width(tensor, params)
+            graph.insert("QuantizeLinear", [inside, scale, zero_point], [codes], domain=twin.qdq_domain)
             graph.insert("DequantizeLinear", [codes, scale, zero_point], [rounded], domain=twin.qdq_domain)
         for reader, index in readers:
             graph.set_input(nodes[reader], index, rounded)

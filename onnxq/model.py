@@ -16,6 +16,7 @@ from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds
 from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantType
 
 PER_CHANNEL_OPSET = 13
+WIDE_OPSET = 21
 LONGEST_BASE = 16
 EQUALIZED = "_equalized"
 
@@ -85,6 +86,7 @@ class Reason(Enum):
     EXCLUDED = "excluded by the user"
     NOT_FUSED = "the runtime does not fuse it"
     SENSITIVE = "its rounding errors are too large in the outputs"
+    SIMULATED = "no kernel has integers of this width: their rounding is simulated in float"
     IN_BODY = "it is in a body of a control-flow node"
     CAPTURED = "only a body of a control-flow node reads its result"
 
@@ -189,8 +191,9 @@ class Model:
 
     @property
     def qdq_domain(self) -> str:
-        """The domain of Q and DQ: ONNX's own has per-channel parameters from opset 13 on, onnxruntime's has them always."""
-        return "" if self.graph.opset >= PER_CHANNEL_OPSET else "com.microsoft"
+        """The domain of Q and DQ: ONNX's own has them per channel from opset 13, of 16 bits from 21; the other always."""
+        wide = max(self.target.activation_type.bits, self.target.weight_type.bits) > 8
+        return "" if self.graph.opset >= (WIDE_OPSET if wide else PER_CHANNEL_OPSET) else "com.microsoft"
 
     def parameter_constants(self, tensor: str) -> tuple[Constant, Constant]:
         """The initializers x_scale and x_zero_point of a tensor; tensors that share parameters share them."""
@@ -199,6 +202,18 @@ class Model:
             scale = self.graph.constant(f"{short_name(root)}_scale", params.scale)
             self.constants[root] = scale, self._zero_point(params)
         return self.constants[root]
+
+    def inside_width(self, tensor: Tensor, params: QuantParams) -> Tensor:
+        """The tensor clipped to its range where its type has fewer bits than what it is stored in, which Q does not do."""
+        if not params.type.width:
+            return tensor
+        bounds = [
+            self.graph.constant(f"{short_name(tensor.name)}_{end}", np.asarray(value, np.float32))
+            for end, value in (("min", params.rmin), ("max", params.rmax))
+        ]
+        result = self.graph.variable(f"{short_name(tensor.name)}_clipped", tensor.dtype, tensor.shape)
+        self.graph.insert("Clip", [tensor, *bounds], [result])
+        return result
 
     def _zero_point(self, params: QuantParams) -> Constant:
         """Tensors with the same zero point share one: most are 0."""
@@ -219,7 +234,7 @@ class Model:
         graph, base = self.graph, short_name(tensor.name)
         by_convs = all(n.op == "Conv" for n in tensor.outputs)
         inputs = [graph.constant(f"{base}_q", codes), graph.constant(f"{base}_scale", params.scale)]
-        if np.any(params.zero_point) or not (params.type is QuantType.INT32 or (params.type.signed and by_convs)):
+        if np.any(params.zero_point) or not (params.type == QuantType.INT32 or (params.type.signed and by_convs)):
             inputs.append(self._zero_point(params))
         result = graph.variable(f"{base}_dq", np.float32, codes.shape)
         attrs = {"axis": params.granularity.axis} if isinstance(params.granularity, PerAxis) else {}

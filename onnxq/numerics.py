@@ -9,35 +9,53 @@ These are the reference: bit for bit what onnxruntime's QuantizeLinear and Dequa
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
+from typing import ClassVar
 
 import numpy as np
 
 Array = np.ndarray
 
 
-class QuantType(Enum):
-    INT8 = "int8"
-    UINT8 = "uint8"
-    INT16 = "int16"
-    UINT16 = "uint16"
-    INT32 = "int32"
+@dataclass(frozen=True)
+class QuantType:
+    """An integer type: its ONNX name, and its width where that is less than what it is stored in (0: all of it)."""
+
+    value: str
+    width: int = 0
+    INT8: ClassVar[QuantType]
+    UINT8: ClassVar[QuantType]
+    INT16: ClassVar[QuantType]
+    UINT16: ClassVar[QuantType]
+    INT32: ClassVar[QuantType]
 
     @property
     def dtype(self) -> np.dtype:
         return np.dtype(self.value)
 
     @property
+    def bits(self) -> int:
+        return self.width or 8 * self.dtype.itemsize
+
+    @property
     def qmin(self) -> int:
-        return int(np.iinfo(self.dtype).min)
+        return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
-        return int(np.iinfo(self.dtype).max)
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
     def signed(self) -> bool:
-        return self.qmin < 0
+        return self.dtype.kind == "i"
+
+    def of_bits(self, bits: int) -> QuantType:
+        """The type of the same sign with 2 to 16 bits, stored in the least of 8 and 16 that holds them."""
+        stored = 8 if bits <= 8 else 16
+        return QuantType(f"{'' if self.signed else 'u'}int{stored}", 0 if bits == stored else bits)
+
+
+QuantType.INT8, QuantType.UINT8 = QuantType("int8"), QuantType("uint8")
+QuantType.INT16, QuantType.UINT16, QuantType.INT32 = QuantType("int16"), QuantType("uint16"), QuantType("int32")
 
 
 @dataclass(frozen=True)

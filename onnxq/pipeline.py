@@ -115,6 +115,8 @@ def quantize(
     calibration: str | Path | Calibration | None = None,
     target: str | None = None,
     observer: str | None = None,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
     exclude: str | Sequence[str] | None = None,
     recipe: str | Path | Recipe | None = None,
     ranges: str | Path | None = None,
@@ -143,7 +145,10 @@ def quantize(
     """
     gates = {"max_drop": max_drop, "min_speedup": min_speedup}
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
-    chosen = load_recipe(recipe, target=target, observer=observer, exclude=patterns or None, gates=gates)
+    chosen = load_recipe(
+        recipe, target=target, observer=observer, weight_bits=weight_bits, activation_bits=activation_bits,
+        exclude=patterns or None, gates=gates,
+    )  # fmt: skip
     if ranges is not None:
         chosen = chosen.model_copy(update={"override": chosen.override + load_ranges(Path(ranges))})
     source = load_source(model)
@@ -278,7 +283,7 @@ def _prepare(
     collecting: Collecting | None = None,
     progress: Progress | None = None,
 ) -> _Prepared:
-    chosen = target.load(recipe.target)
+    chosen = target.load(recipe.target).of_bits(recipe.weight_bits, recipe.activation_bits)
     device = runtime.check_provider(provider or chosen.provider)
     if data is None and calibration is None:
         raise DataError("there is no calibration data: activations need samples to choose their ranges; give --data FOLDER")
@@ -382,7 +387,7 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
         prepared.ranges_toml = to_toml({n: model.params[n] for n in _activations(model)})
         records += prepared.manager.run(model, _passes(LOWER, recipe))
         integer = audit.run_in_integers(model.graph.to_proto(), model)
-        if model.planned <= integer:  # each round un-places at least one node more, so this comes
+        if model.planned <= integer or model.target.simulated:  # each round un-places at least one node more, so this comes
             break
         start.unplaced = start.unplaced | (model.planned - integer)
     audit.complete_ledger(model, integer)

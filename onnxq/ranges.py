@@ -31,7 +31,8 @@ class _Range(BaseModel):
 
     min: float
     max: float
-    type: str | None = None
+    type: Literal["uint8", "int8", "uint16", "int16"] | None = None
+    bits: int | None = None
     scale: float | None = None
     zero_point: int | None = None
 
@@ -59,6 +60,7 @@ def to_toml(params: Mapping[str, QuantParams]) -> str:
             f"min = {float(p.rmin)!r}",
             f"max = {float(p.rmax)!r}",
             f'type = "{p.type.value}"',
+            *([f"bits = {p.type.width}"] if p.type.width else []),
             f"scale = {float(p.scale)!r}",
             f"zero_point = {int(p.zero_point)}",
         ]
@@ -79,8 +81,8 @@ def load(path: Path) -> tuple[Override, ...]:
 
 
 def _observer(said: _Range) -> str:
-    if said.type in [t.value for t in QuantType] and said.scale is not None and said.zero_point is not None:
-        kind = QuantType(said.type)
+    if said.type is not None and said.scale is not None and said.zero_point is not None:
+        kind = QuantType(said.type, said.bits or 0)
         ends = [(q - said.zero_point) * said.scale for q in (kind.qmin, kind.qmax)]
         if ends == [said.min, said.max]:
             return f"fixed-scale{{scale={said.scale!r},zero_point={said.zero_point}}}"

@@ -52,6 +52,8 @@ class Recipe(_Strict):
     schema_: Literal[1] = Field(default=1, alias="schema")
     target: str = "host"
     observer: str = "mse"
+    weight_bits: int = Field(default=8, ge=2, le=16)
+    activation_bits: int = Field(default=8, ge=2, le=16)
     exclude: tuple[str, ...] = ()
     override: tuple[Override, ...] = ()
     passes: dict[str, dict[str, Any] | bool] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -76,6 +76,22 @@ class Target:
     region: frozenset[str]
     pass_through: frozenset[str]
     absorbed: frozenset[str]
+
+    @property
+    def simulated(self) -> bool:
+        """Whether no kernel has integers of these widths."""
+        return self.activation_type.bits != 8 or self.weight_type.bits > 8
+
+    def of_bits(self, weight: int, activation: int) -> Target:
+        """The same with weights and activations of 2 to 16 bits."""
+        same = activation == 8
+        return replace(
+            self,
+            weight_type=self.weight_type.of_bits(weight),
+            activation_type=self.activation_type.of_bits(activation),
+            dynamic=self.dynamic and same,
+            saturates=self.saturates and same,
+        )
 
 
 @lru_cache(maxsize=1)

@@ -13,10 +13,11 @@ import pytest
 
 import onnxq
 from onnxq import audit, runtime
+from onnxq.data import open_samples
 from onnxq.errors import CalibrationError, DataError, OutputError, RecipeError
 from onnxq.model import Reason, State
 from onnxq.recipe import Recipe
-from onnxq.runtime import Session
+from onnxq.runtime import Session, evaluate, exposed
 
 CALIBRATION, EVALUATION = "digits_calibration.npz", "digits_evaluation.npz"
 HEADER = '<ir_version: 9, opset_import: ["" : 17]>\n'
@@ -317,6 +318,38 @@ def test_weights_of_every_granularity_and_symmetry_run_in_integers(granularity: 
     assert report.integer_share == 1.0
     assert report.accuracy is not None
     assert report.accuracy.real.outputs["y"].sqnr > 25
+
+
+@pytest.mark.parametrize("bits", [2, 4, 7])
+def test_weights_of_fewer_bits_run_in_integer_kernels(bits: int, models: Path) -> None:
+    data = models / CALIBRATION
+    report = onnxq.quantize(models / "residual.onnx", data, weight_bits=bits, max_samples=64, validate=bits == 4)
+    assert report.integer_share == 1.0
+    codes = [t for t in report.model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
+    values = np.concatenate([onnx.numpy_helper.to_array(t).astype(int).reshape(-1) for t in codes])
+    assert -(2 ** (bits - 1)) <= values.min() < values.max() == 2 ** (bits - 1) - 1
+    if report.accuracy is not None:
+        assert report.accuracy.drop is not None
+        assert report.accuracy.drop <= 1.0
+
+
+WIDTHS = [(3, "uint8", 7), (6, "uint8", 63), (12, "uint16", 4095), (16, "uint16", 65535)]
+
+
+@pytest.mark.parametrize(("bits", "kind", "most"), WIDTHS)
+def test_activations_of_other_widths_are_simulated(bits: int, kind: str, most: int, models: Path) -> None:
+    data = str(models / CALIBRATION)
+    report = onnxq.quantize(models / "residual.onnx", data, activation_bits=bits, max_samples=32, validate=bits == 6)
+    assert {e.reason for e in report.ledger.values() if e.op == "Conv"} == {Reason.SIMULATED}
+    codes = [n.output[0] for n in report.model.graph.node if n.op_type == "QuantizeLinear"]
+    assert len(codes) > 5
+    feed = next(iter(open_samples(data, Session(report.model).inputs))).feed
+    values = evaluate(exposed(report.model, codes), feed)
+    assert {str(values[c].dtype) for c in codes} == {kind}
+    assert 0.9 * most <= max(int(values[c].max()) for c in codes) <= most
+    if report.accuracy is not None:
+        assert report.accuracy.drop is not None
+        assert report.accuracy.drop <= 1.0
 
 
 def test_gates_that_are_missed_are_in_the_report(models: Path) -> None:

@@ -62,5 +62,6 @@ def _insert(model: Model, tensor: Tensor, readers: list[tuple[str, int]]) -> Non
         graph.replace_uses(tensor, result)  # what is left are the bodies that capture it
     codes = graph.variable(f"{base}_q", params.type.dtype, tensor.shape)
     domain = model.qdq_domain
+    source = model.inside_width(source, params)
     graph.insert("QuantizeLinear", [source, scale, zero_point], [codes], name=f"{base}_Q", domain=domain)
     graph.insert("DequantizeLinear", [codes, scale, zero_point], [result], name=f"{base}_DQ", domain=domain)

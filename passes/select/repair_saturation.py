@@ -54,7 +54,7 @@ class RepairSaturation(Pass):
         if not isinstance(model.specs.get(node.inputs[1].name), Observed):
             return False  # given parameters are not changed
         params = model.params_of(node.inputs[1].name)
-        if params.type is not QuantType.INT8 or is_depthwise(node, weight) or (node.op != "Conv" and weight.ndim != 2):
+        if params.type != QuantType.INT8 or is_depthwise(node, weight) or (node.op != "Conv" and weight.ndim != 2):
             return False
         return bool(can_saturate(rows_of_weight(node, quantize(weight, params))).any())
 

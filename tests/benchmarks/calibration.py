@@ -6,7 +6,7 @@ Each figure comes from a process of its own, which first runs the plain model on
 collecting over that, for --feeds of them. onnxq's is given twice: of collecting statistics alone, and of all that
 `onnxq.calibrate` does (load, rewrite, prove, collect; a second look where channels are evened out). Memory is the peak of
 the process at 32 and at 256 samples; `~` is extrapolated from 8 and 32, for tools that keep every activation. The error is
-that of the 99.99th percentile of magnitude against numpy's on all elements, the median and the largest over the tensors, on 8
+that of the 99.99th percentile of magnitude against numpy's on all elements, median and largest over the tensors, on 8
 feeds.
 """
 
