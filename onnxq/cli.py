@@ -62,6 +62,10 @@ Order = Annotated[str, typer.Option("--image-order", help="Images: RGB or BGR.")
 OnNonfinite = Annotated[
     str, typer.Option("--on-nonfinite", help="At NaN or infinity: error, skip the sample, or ignore those elements.")
 ]
+Feedback = Annotated[
+    list[str] | None,
+    typer.Option("--feedback", metavar="OUTPUT=INPUT", help="A state: an output that the next sample takes in; repeatable."),
+]
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", metavar="SIZE", help="Of activations held at once, e.g. 2GB.")
 ]
@@ -120,6 +124,7 @@ def quantize(
     dump_dir: Annotated[Path | None, typer.Option("--dump-dir", help="Write text and ONNX after every pass here.")] = None,
     on_nonfinite: OnNonfinite = "error",
     memory_limit: MemoryLimit = None,
+    feedback: Feedback = None,
     image_size: Size = None,
     image_mean: Mean = None,
     image_std: Std = None,
@@ -142,7 +147,8 @@ def quantize(
             weight_bits=weight_bits, activation_bits=activation_bits, exclude=exclude, recipe=recipe, ranges=ranges,
             metric=metric, max_drop=max_drop, min_speedup=min_speedup, max_samples=max_samples, images=images,
             threads=threads, provider=provider, seed=seed, validate=not no_validate, force=force, dump_dir=dump_dir,
-            on_nonfinite=on_nonfinite, memory_limit=_bytes(memory_limit), progress=progress,  # type: ignore[arg-type]
+            on_nonfinite=on_nonfinite, memory_limit=_bytes(memory_limit),  # type: ignore[arg-type]
+            feedback=_states(feedback), progress=progress,
         )  # fmt: skip
     if report is not None:
         _write(report, result.to_json())
@@ -180,6 +186,7 @@ def calibrate(
     ] = None,
     on_nonfinite: OnNonfinite = "error",
     memory_limit: MemoryLimit = None,
+    feedback: Feedback = None,
     force: Force = False,
     image_size: Size = None,
     image_mean: Mean = None,
@@ -206,7 +213,8 @@ def calibrate(
         found = onnxq.calibrate(
             model, data, output=output, recipe=recipe, target=target, max_samples=max_samples, images=images,
             threads=_shared(threads, workers, dask), force=force, on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
-            memory_limit=_bytes(memory_limit), checkpoint=checkpoint, executor=executor, progress=progress,
+            memory_limit=_bytes(memory_limit), checkpoint=checkpoint, executor=executor,
+            feedback=_states(feedback), progress=progress,
         )  # fmt: skip
     if not quiet:
         for note in found.notes:
@@ -238,6 +246,14 @@ def _shared(threads: int, workers: int | None, dask: str | None) -> int:
     if threads or (workers is None and dask is None):
         return threads
     return 1 if workers is None else max(1, (os.cpu_count() or 1) // workers)
+
+
+def _states(pairs: list[str] | None) -> dict[str, str] | None:
+    """Outputs and the inputs that take them in the next sample."""
+    for pair in pairs or []:
+        if not all(pair.partition("=")):
+            raise RecipeError(f"--feedback is {pair}; it takes OUTPUT=INPUT, e.g. stateN=state")
+    return {output: name for output, _, name in (pair.partition("=") for pair in pairs or [])} or None
 
 
 def _bytes(text: str | None) -> int | None:

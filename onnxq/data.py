@@ -19,7 +19,7 @@ import sys
 import tempfile
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -30,7 +30,7 @@ import numpy as np
 
 from onnxq.errors import DataError, nearest
 from onnxq.images import SUFFIXES, ImageOptions, open_images
-from onnxq.runtime import TensorInfo
+from onnxq.runtime import Session, TensorInfo
 
 LABEL_NAMES = ("label", "labels")
 HOW = "--data takes a folder of .npz feeds or of images, an .npz or .npy file, test_data_set_* folders, or module:function"
@@ -56,9 +56,13 @@ class Samples:
         self._read, self._inputs, self._limit = read, inputs, limit
         self.length = length if limit is None else limit if length is None else min(length, limit)
 
+    def raw(self) -> Iterator[Sample]:
+        """The samples as they are stored."""
+        return islice(self._read(), self._limit)
+
     def __iter__(self) -> Iterator[Sample]:
         empty = True
-        for sample in islice(self._read(), self._limit):
+        for sample in self.raw():
             empty = False
             sample = _labelled(sample, self._inputs)
             check(sample, self._inputs)
@@ -76,12 +80,42 @@ def open_samples(
 ) -> Samples:
     """Samples for a model with these inputs. Raises DataError where the source is of no known kind or does not exist."""
     if isinstance(source, Samples):
-        return Samples(lambda: islice(source._read(), source._limit), inputs, source.length, limit)
+        return Samples(source.raw, inputs, source.length, limit)
     if isinstance(source, (str, Path)):
         read, length = _open_path(str(source), inputs, images or ImageOptions())
     else:
         read, length = _open_object(source)
     return Samples(read, inputs, length, limit)
+
+
+def fed_back(samples: Samples, session: Session, states: Mapping[str, str], inputs: Sequence[TensorInfo]) -> Samples:
+    """The samples as one stream: each lacks the inputs that are outputs (output -> input) of the run before.
+
+    The model is run to make them. They are zeros in the first sample, dimensions that the model leaves open being 1; a
+    sample that holds them starts the stream anew from there. Raises DataError where a name is none of the model's.
+    """
+    of = {i.name: i for i in inputs}
+    outputs = [o.name for o in session.outputs]
+    for output, name in states.items():
+        for what, said, valid in (("output", output, outputs), ("input", name, list(of))):
+            if said not in valid:
+                raise DataError(f"feedback {output}={name}: the model has no {what} {said}; {nearest(said, valid)}")
+
+    def read() -> Iterator[Sample]:
+        state: dict[str, np.ndarray] = {}
+        for sample in samples.raw():
+            feed = dict(sample.feed)
+            for name in states.values():
+                if name not in feed:
+                    shape = [1 if d is None else d for d in of[name].shape or ()]
+                    feed[name] = state.get(name, np.zeros(shape, of[name].dtype))
+            full = _labelled(Sample(feed, sample.label, sample.where), inputs)
+            check(full, inputs)
+            results = session.run(full.feed, full.where)
+            state = {name: results[output] for output, name in states.items()}
+            yield full
+
+    return Samples(read, inputs, samples.length, None)
 
 
 def check(sample: Sample, inputs: Sequence[TensorInfo]) -> None:

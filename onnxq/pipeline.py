@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -17,7 +17,7 @@ from onnxq import audit, proof, runtime, target, validation
 from onnxq import passes as p
 from onnxq.calibration import Calibration, hash_of_model
 from onnxq.collection import Collecting, Nonfinite
-from onnxq.data import Samples, load_function, open_samples
+from onnxq.data import Samples, fed_back, load_function, open_samples
 from onnxq.errors import CalibrationError, DataError, RecipeError, nearest
 from onnxq.files import check_writable
 from onnxq.graph import Graph, Variable
@@ -133,6 +133,7 @@ def quantize(
     dump_dir: str | Path | None = None,
     on_nonfinite: Nonfinite = "error",
     memory_limit: int | None = None,
+    feedback: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Quantize a float32 ONNX model, check the result and compare it with the float model.
@@ -140,8 +141,8 @@ def quantize(
     `data` are calibration samples in any form that data.py lists; `eval` the ones to compare on, `data` where it is left
     out. `calibration` takes their place where statistics were collected before. With `output` the model is written there.
     `ranges` is a file that `Report.ranges_toml` wrote, with what was edited in it; these ranges are taken as they are.
-    `on_nonfinite` and `memory_limit` (bytes) are as in `calibrate`. Raises OnnxqError; a missed gate is no error: it is in
-    `Report.missed_gates`.
+    `on_nonfinite`, `memory_limit` (bytes) and `feedback` are as in `calibrate`. Raises OnnxqError; a missed gate is no
+    error: it is in `Report.missed_gates`.
     """
     gates = {"max_drop": max_drop, "min_speedup": min_speedup}
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
@@ -160,11 +161,15 @@ def quantize(
     score = load_function(metric) if isinstance(metric, str) else metric
     prepared = _prepare(
         source, data, chosen, calibration=calibration, max_samples=max_samples, images=images, threads=threads,
-        provider=provider, dump_dir=dump_dir, collecting=_collecting(on_nonfinite, memory_limit), progress=progress,
+        provider=provider, dump_dir=dump_dir, collecting=_collecting(on_nonfinite, memory_limit),
+        feedback=feedback, progress=progress,
     )  # fmt: skip
     evaluation = None
     if eval is not None:
         evaluation = open_samples(eval, prepared.inputs, images=images, limit=max_samples)
+        if feedback:
+            assert prepared.session is not None
+            evaluation = fed_back(evaluation, prepared.session, feedback, prepared.inputs)
         next(iter(evaluation))  # a bad path or shape is found before the long work
     compared = evaluation if evaluation is not None else prepared.model.samples
     if chosen.gates.max_drop is not None and score is None and (compared is None or next(iter(compared)).label is None):
@@ -198,6 +203,7 @@ def calibrate(
     memory_limit: int | None = None,
     checkpoint: str | Path | None = None,
     executor: Executor | Callable[[], Executor] | None = None,
+    feedback: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Collect the statistics that `quantize(calibration=...)` needs, so that the data is read once. Raises OnnxqError.
@@ -205,8 +211,9 @@ def calibrate(
     `on_nonfinite` says what to do with a sample that makes NaN or infinity somewhere: raise an error, skip the sample, or
     ignore those elements. `memory_limit` bounds, in bytes, the activations held at once. `checkpoint` is a folder in which
     progress is kept, and found again after an interrupt. `executor` is a concurrent.futures.Executor, or a function that
-    makes one; the result is the same bit for bit. An interrupt writes what was collected beside `output`, as
-    *.partial.calib.
+    makes one; the result is the same bit for bit. `feedback` names outputs that are inputs of the next sample (output ->
+    input), which the samples then need not hold: see data.fed_back. An interrupt writes what was collected beside `output`,
+    as *.partial.calib.
     """
     chosen = load_recipe(recipe, target=target)
     source = load_source(model)
@@ -215,7 +222,8 @@ def calibrate(
         check_writable(out, force, source.files)
     how = _collecting(on_nonfinite, memory_limit, checkpoint, executor)
     prepared = _prepare(
-        source, data, chosen, max_samples=max_samples, images=images, threads=threads, collecting=how, progress=progress
+        source, data, chosen, max_samples=max_samples, images=images, threads=threads, collecting=how, feedback=feedback,
+        progress=progress,
     )  # fmt: skip
     try:
         placed = _equalize(prepared, chosen)[0].fork()
@@ -266,6 +274,7 @@ class _Prepared:
     inputs: list[TensorInfo]
     provider: str
     float_bytes: int
+    session: Session | None  # of the model as it was loaded, where states are fed back
     ranges_toml: str = ""
 
 
@@ -281,6 +290,7 @@ def _prepare(
     provider: str | None = None,
     dump_dir: str | Path | None = None,
     collecting: Collecting | None = None,
+    feedback: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> _Prepared:
     chosen = target.load(recipe.target).of_bits(recipe.weight_bits, recipe.activation_bits)
@@ -289,8 +299,11 @@ def _prepare(
         raise DataError("there is no calibration data: activations need samples to choose their ranges; give --data FOLDER")
     graph = Graph.from_proto(source.proto, source.folder)
     original = graph.to_proto()
-    inputs = runtime.with_unknown_ranks(Session(original, threads=threads).inputs, original)
+    session = Session(original, threads=threads)
+    inputs = runtime.with_unknown_ranks(session.inputs, original)
     samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
+    if samples is not None and feedback:
+        samples = fed_back(samples, session, feedback, inputs)
     collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
     collected = None if collected is None else collected.copy()
     digest = hash_of_model(original)
@@ -314,7 +327,8 @@ def _prepare(
         )
     model.reference = model.graph.copy()
     model.excluded = _excluded(model.graph, recipe.exclude)
-    return _Prepared(source, digest, model, manager, records, inputs, device, original.ByteSize())
+    stream = session if feedback else None
+    return _Prepared(source, digest, model, manager, records, inputs, device, original.ByteSize(), stream)
 
 
 def _passes(kinds: Sequence[type[Pass]], recipe: Recipe) -> list[Pass]:

@@ -158,3 +158,26 @@ def test_a_sample_that_does_not_fit_keeps_what_was_collected(models: Path, tmp_p
         onnxq.calibrate(models / "residual.onnx", feeds(), checkpoint=folder)
     (kept,) = folder.glob("*.calib")
     assert Calibration.load(kept).samples == 10
+
+
+def test_a_stream_is_calibrated_and_quantized_with_its_state_fed_back() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+    net (float[1, 8] x, float[1, 8] state) => (float[1, 8] y, float[1, 8] next) <float half = {0.5}, float[8, 8] w> {
+      kept = Mul (state, half)
+      next = Add (kept, x)
+      y = MatMul (next, w)
+    }"""
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal((8, 8)).astype(np.float32), "w"))
+    del proto.graph.value_info[:]
+    feeds = [{"x": np.abs(rng.standard_normal((1, 8))).astype(np.float32)} for _ in range(30)]
+    found = onnxq.calibrate(proto, feeds, feedback={"next": "state"})
+    state = np.zeros((1, 8), np.float32)
+    largest = 0.0
+    for feed in feeds:
+        state = 0.5 * state + feed["x"]
+        largest = max(largest, float(state.max()))
+    assert found.sketches["next"].maximum == pytest.approx(largest, rel=1e-6)
+    report = onnxq.quantize(proto, feeds, feedback={"next": "state"})
+    assert report.integer_share == 1.0
+    assert {i.name for i in report.model.graph.input} == {"x", "state"}

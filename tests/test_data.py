@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from PIL import Image
 
-from onnxq.data import Samples, load_function, open_samples
+from onnxq.data import Samples, fed_back, load_function, open_samples
 from onnxq.errors import DataError, RecipeError
 from onnxq.images import ImageOptions
 from onnxq.runtime import Session
@@ -547,3 +548,35 @@ def test_data_of_no_known_kind(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=words):
             open_samples(source, DENSE)
+
+
+STREAM = """<ir_version: 9, opset_import: ["" : 17]>
+net (float[1, 3] x, float[N, 3] state) => (float[1, 3] y, float[N, 3] next) <float half = {0.5}> {
+  kept = Mul (state, half)
+  next = Add (kept, x)
+  y = Relu (next)
+}"""
+
+
+def test_a_state_is_fed_back_and_starts_anew_where_it_is_given() -> None:
+    session = Session(onnx.parser.parse_model(STREAM))
+    rows = np.random.default_rng(0).standard_normal((5, 1, 3)).astype(np.float32)
+    feeds: list[dict[str, np.ndarray]] = [{"x": row} for row in rows]
+    feeds[3]["state"] = np.ones((1, 3), np.float32)
+    samples = fed_back(open_samples(feeds, session.inputs), session, {"next": "state"}, session.inputs)
+    assert samples.length == 5
+    for _ in range(2):  # each reading is the same stream
+        state = np.zeros((1, 3), np.float32)
+        for k, sample in enumerate(samples):
+            state = np.ones((1, 3), np.float32) if k == 3 else state
+            np.testing.assert_allclose(sample.feed["state"], state, rtol=1e-6)
+            state = 0.5 * state + rows[k]
+
+
+@pytest.mark.parametrize(
+    ("states", "words"), [({"nxt": "state"}, "no output nxt; did you mean next"), ({"next": "z"}, "input z")]
+)
+def test_a_state_that_is_none_of_the_model_s_is_an_error(states: dict[str, str], words: str) -> None:
+    session = Session(onnx.parser.parse_model(STREAM))
+    with pytest.raises(DataError, match=words):
+        fed_back(open_samples([{}], session.inputs), session, states, session.inputs)

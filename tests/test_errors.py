@@ -243,6 +243,8 @@ def test_how_to_collect(fails: Callable[..., None]) -> None:
     fails(f"{start} --memory-limit 0", "memory-limit is 0 bytes")
     fails(f"{start} --on-nonfinite skipp", "on-nonfinite is skipp", "did you mean skip?")
     fails(f"{start} --checkpoint d.npz", "the checkpoint d.npz is a file", "give a folder")
+    fails(f"{start} --feedback state", "--feedback is state", "OUTPUT=INPUT")
+    fails(f"{start} --feedback a=b", "feedback a=b: the model has no output a")
     fails(f"{start} --workers 2 --dask tcp://x:1", "--workers and --dask", "give one")
     fails(f"{start} --workers 0", "--workers")
     fails("calibrate m.onnx n.onnx --data d.npz -o q.calib", "2 files were given", "--merge")

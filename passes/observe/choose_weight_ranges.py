@@ -11,7 +11,9 @@ from onnxq.errors import RecipeError
 from onnxq.graph import Constant
 from onnxq.model import Model, Observed
 from onnxq.numerics import Array, Granularity, PerAxis, QuantParams, fake_quantize, params_of_range
+from onnxq.observers import Observer, observer
 from onnxq.passmanager import Pass
+from onnxq.sketch import TensorSketch
 
 CANDIDATES = np.linspace(1.0, 0.5, 26)
 
@@ -21,8 +23,8 @@ class ChooseWeightRanges(Pass):
     """Choose the parameters of every observed constant from its values.
 
     Given:   specs: W observed, int8, per output channel, symmetric
-    Result:  the graph unchanged; params: scale of each channel of W of least squared error (`method` mse), or that of
-             its largest magnitude (`method` max)
+    Result:  the graph unchanged; params: scale of each channel of W of least squared error (`method` mse), that of its
+             largest magnitude (`method` max), or that of the range that an observer chooses (its name)
     Refused: nothing; a channel of zeros gets scale 1.
     """
 
@@ -31,7 +33,10 @@ class ChooseWeightRanges(Pass):
 
     def __post_init__(self) -> None:
         if self.method not in ("mse", "max"):
-            raise RecipeError(f"method is {self.method}; it takes mse or max")
+            try:
+                observer(self.method)
+            except RecipeError as error:
+                raise RecipeError(f"method is {self.method}; it takes mse, max or an observer: {error}") from error
 
     def apply(self, model: Model) -> int:
         chosen = 0
@@ -45,6 +50,8 @@ class ChooseWeightRanges(Pass):
 
 def weight_params(weight: Array, spec: Observed, method: str = "mse") -> QuantParams:
     """Parameters of a constant, by channel or for the whole."""
+    if method not in ("mse", "max"):
+        return _observed(weight, spec, observer(method))
     axes = _reduced_axes(weight, spec.granularity)
     low, high = weight.min(axes), weight.max(axes)
     best = params_of_range(low, high, spec.type, symmetric=spec.symmetric, granularity=spec.granularity)
@@ -59,6 +66,19 @@ def weight_params(weight: Array, spec: Observed, method: str = "mse") -> QuantPa
         scale, zero = np.where(better, tried.scale, scale), np.where(better, tried.zero_point, zero)
         least = np.minimum(least, errors)
     return QuantParams(scale.astype(np.float32), zero.astype(spec.type.dtype), spec.type, spec.granularity)
+
+
+def _observed(weight: Array, spec: Observed, kind: Observer) -> QuantParams:
+    """By what an observer makes of each channel's elements."""
+    axis = spec.granularity.axis if isinstance(spec.granularity, PerAxis) else None
+    parts = [weight] if axis is None else list(np.moveaxis(weight, axis, 0))
+    ranges = []
+    for part in parts:
+        sketch = TensorSketch()
+        sketch.update(part)
+        ranges.append(kind.choose(sketch, spec.type, symmetric=spec.symmetric))
+    low, high = np.array(ranges).T if axis is not None else ranges[0]
+    return params_of_range(low, high, spec.type, symmetric=spec.symmetric, granularity=spec.granularity)
 
 
 def _reduced_axes(weight: Array, granularity: Granularity) -> tuple[int, ...] | None:
