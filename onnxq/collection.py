@@ -43,7 +43,7 @@ class Collecting:
 
     `executor` is an Executor, or a function that makes one, which is needed to go on after a worker of a process pool died.
     `memory_limit` bounds, in bytes, the activations that are held at once: tensors are then collected in groups.
-    `checkpoint` is a folder for progress; what is collected there is gone on with, and gone when the work is done.
+    `checkpoint` is a folder for progress; what is collected there is gone on with.
     """
 
     threads: int = 0
@@ -54,6 +54,14 @@ class Collecting:
     progress: Progress | None = None
     source_hash: str = ""
     graph_hash: str = ""
+    written: list[Path] = field(default_factory=list)  # the checkpoints, shared with what is made of this by `replace`
+
+    def clear(self) -> None:
+        """Remove the checkpoints, once all that they are for is done."""
+        for path in self.written:
+            path.unlink(missing_ok=True)
+        if self.checkpoint is not None and self.checkpoint.is_dir() and not any(self.checkpoint.iterdir()):
+            self.checkpoint.rmdir()
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,12 @@ def collect(
     while True:
         found, again = Calibration(source_hash=how.source_hash, graph_hash=how.graph_hash), False
         for k, group in enumerate(groups):
-            part = _read(proto, group, samples, how, total, left_out)
+            try:
+                part = _read(proto, group, samples, how, total, left_out)
+            except BaseException as stop:
+                if len(groups) > 1:
+                    stop.partial = None  # type: ignore[attr-defined]  # it lacks tensors of other groups
+                raise
             again = k > 0 and not part.skipped.keys() <= left_out.keys()  # the groups before it counted that sample
             left_out.update(part.skipped)
             if again:
@@ -142,7 +155,7 @@ def _read(
         keeper.save()
         stop.partial = keeper.found  # type: ignore[attr-defined]
         raise
-    keeper.remove()
+    keeper.save()  # so that what comes after can be gone on with as well
     return keeper.found
 
 
@@ -154,9 +167,11 @@ class _Keeper:
         self.found.source_hash, self.found.graph_hash = how.source_hash, how.graph_hash
         self._progress, self._total = how.progress, total
         self._path = None if how.checkpoint is None else how.checkpoint / f"{job.digest}.calib"
+        self._written = how.written
         self._saved = time.monotonic()
         if self._path is not None and self._path.is_file():
             self.found = Calibration.load(self._path)
+            self._written.append(self._path)
         self._known = dict(self.found.feeds)
 
     def unread(self, items: Iterable[Indexed]) -> Iterator[Indexed]:
@@ -186,15 +201,12 @@ class _Keeper:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self.found.save(self._path)
+            self._written.append(self._path)
         except (OSError, OutputError) as error:
             self.found.notes.append(
                 f"the checkpoint {self._path} could not be written ({error}); the work went on without it"
             )
             self._path = None
-
-    def remove(self) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
 
 
 class Collector:
@@ -202,9 +214,8 @@ class Collector:
 
     def __init__(self, job: Job, model: onnx.ModelProto) -> None:
         self.job = job
-        quiet = (
-            {} if job.threads == 1 else {"session.intra_op.allow_spinning": "0"}
-        )  # waiting threads would hold up the others
+        # threads of the runtime that wait busily would hold up those that sketch
+        quiet = {} if job.threads == 1 else {"session.intra_op.allow_spinning": "0"}
         self._session = runtime.Session(model, threads=job.threads, config=quiet)
         self._inputs = {i.name for i in self._session.inputs}
         self._behind = ThreadPoolExecutor(1, "onnxq-sketch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +15,12 @@ def processes(count: int) -> Callable[[], Executor]:
     """A function that starts `count` fresh processes; it is called again when one of them died."""
     if count < 1:
         raise RecipeError(f"workers is {count}; it takes at least one")
-    return lambda: ProcessPoolExecutor(count, mp_context=get_context("spawn"))  # a fork would copy the runtime's locks
+    return lambda: ProcessPoolExecutor(
+        count,
+        mp_context=get_context("spawn"),  # a fork would copy the runtime's locks
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for this process, which stops the others
+    )
 
 
 @contextmanager

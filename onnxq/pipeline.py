@@ -228,12 +228,13 @@ def calibrate(
     try:
         placed = _equalize(prepared, chosen)[0].fork()
         prepared.manager.run(placed, _passes((*PLACE, p.CollectStatistics), chosen))
-    except BaseException as stop:
-        _save_partial(getattr(stop, "partial", None), out, stop)
+    except KeyboardInterrupt as stop:
+        _say_what_is_kept(stop, how, out)
         raise
     assert placed.calibration is not None
     if out is not None:
         placed.calibration.save(out)
+    how.clear()
     return placed.calibration
 
 
@@ -253,13 +254,17 @@ def _collecting(
     return Collecting(on_nonfinite=on_nonfinite, memory_limit=memory_limit, checkpoint=folder, executor=executor)  # type: ignore[arg-type]
 
 
-def _save_partial(partial: Calibration | None, out: Path | None, stop: BaseException) -> None:
-    """What was collected until an interrupt, which is a calibration of fewer samples, beside where the whole would go."""
-    if partial is None or out is None or not partial.feeds or not isinstance(stop, KeyboardInterrupt):
-        return
-    path = out.with_name(f"{out.stem}.partial{out.suffix}")
-    partial.save(path)
-    stop.args = (f"interrupted; the statistics of {partial.samples} samples are in {path}, for quantize --calibration",)
+def _say_what_is_kept(stop: KeyboardInterrupt, how: Collecting, out: Path | None) -> None:
+    """Write what was collected until an interrupt, a calibration of fewer samples, beside where the whole would go."""
+    partial, kept = getattr(stop, "partial", None), []
+    if partial is not None and partial.feeds and out is not None:
+        path = out.with_name(f"{out.stem}.partial{out.suffix}")
+        partial.save(path)
+        kept.append(f"the statistics of {partial.samples} samples are in {path}, for quantize --calibration")
+    if how.written:
+        kept.append(f"the same command goes on from what is in {how.checkpoint}")
+    if kept:
+        stop.args = ("; ".join(["interrupted", *kept]),)
 
 
 @dataclass

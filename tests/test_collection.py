@@ -137,8 +137,32 @@ def test_an_interrupted_run_goes_on(
     monkeypatch.setattr(Session, "run", lambda self, feed, where: runs.append(where) or run(self, feed, where))
     resumed = collect(NET, AXES, samples(), how)
     assert len(runs) == 40 - stop_at
-    assert not list((tmp_path / "progress").glob("*.calib"))
+    how.clear()
+    assert not (tmp_path / "progress").exists()
     assert content(resumed) == content(collect(NET, AXES, samples(), Collecting(threads=1)))
+
+
+def test_groups_that_are_done_are_not_collected_again(tmp_path: Path, content: Callable[[Calibration], bytes]) -> None:
+    """Interrupted in the second of two groups: the partial calibration would lack tensors, the checkpoint goes on."""
+    readings: list[int] = []
+
+    def interrupted() -> Iterator[Sample]:
+        readings.append(0)
+        for k, sample in enumerate(samples()):
+            if len(readings) == 3 and k == 9:  # the first reading is a look at one sample, the second the first group
+                raise KeyboardInterrupt
+            yield sample
+
+    class Again:
+        def __iter__(self) -> Iterator[Sample]:
+            return interrupted()
+
+    how = Collecting(threads=1, checkpoint=tmp_path / "progress", memory_limit=samples()[0].feed["x"].nbytes * 2)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        collect(NET, AXES, Again(), how)
+    assert stop.value.partial is None  # type: ignore[attr-defined]
+    assert sorted(Calibration.load(p).samples for p in (tmp_path / "progress").glob("*.calib")) == [9, 40]
+    assert content(collect(NET, AXES, samples(), how)) == content(collect(NET, AXES, samples(), Collecting(threads=1)))
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
