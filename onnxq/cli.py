@@ -209,7 +209,7 @@ def calibrate(
     (model,) = inputs
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
     _check_overwrites({"the output": output}, {"the input model": model, "the --data": data, "the --recipe": recipe})
-    with _progress(quiet) as progress, _executor(workers, dask) as executor:
+    with _interruptible(), _progress(quiet) as progress, _executor(workers, dask) as executor:
         found = onnxq.calibrate(
             model, data, output=output, recipe=recipe, target=target, max_samples=max_samples, images=images,
             threads=_shared(threads, workers, dask), force=force, on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
@@ -220,6 +220,15 @@ def calibrate(
         for note in found.notes:
             _console().print(f"{note[0].upper()}{note[1:]}.", highlight=False)
         _console().print(f"{found.samples} samples, {len(found.sketches)} tensors; written to {output}.", highlight=False)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Say what an interrupt left: typer would swallow the message."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        _fail(str(stop) or "interrupted; nothing was written", INTERRUPTED)
 
 
 def _merge(inputs: list[Path], output: Path, *, force: bool, quiet: bool) -> None:
@@ -360,8 +369,8 @@ def main() -> None:
         sys.exit(code)
     except OnnxqError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt as stop:
-        _fail(str(stop) or "interrupted; nothing was written", INTERRUPTED)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", INTERRUPTED)
     except MemoryError:
         _fail("out of memory; use fewer --threads, or a machine with more", 2)
     except Exception as error:

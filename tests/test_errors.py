@@ -237,6 +237,19 @@ def test_no_data(fails: Callable[..., None]) -> None:
     fails("calibrate m.onnx -o q.calib", "--data", "--merge")
 
 
+def test_an_interrupt_says_what_is_kept(folder: Path, run: Run) -> None:
+    (folder / "mine_interrupted.py").write_text(
+        "import numpy as np\ndef feeds():\n    for k in range(9):\n        if k == 5:\n            raise KeyboardInterrupt\n"
+        "        yield {'x': np.ones((1, 4), np.float32) * k}\n",
+        encoding="utf-8",
+    )
+    found = run("calibrate", "m.onnx", "--data", "mine_interrupted:feeds", "-o", "q.calib", "--checkpoint", "progress")
+    assert found.code == 130
+    assert "the statistics of 5 samples are in q.partial.calib, for quantize --calibration" in found.err
+    assert "the same command goes on from what is in progress" in found.err
+    assert not (folder / "q.calib").exists()
+
+
 def test_how_to_collect(fails: Callable[..., None]) -> None:
     start = "calibrate m.onnx --data d.npz -o q.calib"
     fails(f"{start} --memory-limit much", "--memory-limit is much", "e.g. 512MB")
