@@ -182,6 +182,7 @@ class Calibration:
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
+    arrays = {key: array.astype(str) if array.dtype == object else array for key, array in arrays.items()}
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
@@ -254,8 +255,9 @@ def hash_of_feed(feed: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(feed):
         array = np.ascontiguousarray(feed[name])
+        array = array.astype(str) if array.dtype == object else array  # strings by what they say
         digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
-        digest.update(array.tobytes() if array.dtype == object else array.data)
+        digest.update(array.tobytes())
     return digest.hexdigest()[:32]
 
 

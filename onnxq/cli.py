@@ -197,6 +197,8 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Collect the statistics of a model's activations, for quantize --calibration."""
+    if merge and (data, workers, dask, checkpoint) != (None, None, None, None):
+        raise RecipeError("--merge joins files and collects nothing; leave --data, --workers, --dask and --checkpoint out")
     if merge:
         _merge(inputs, output, force=force, quiet=quiet)
         return
@@ -270,8 +272,8 @@ def _bytes(text: str | None) -> int | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if found is None:
-        raise RecipeError(f"--memory-limit is {text}; it takes a size, e.g. 512MB or 2GB")
+    if found is None or len(text) > 24:
+        raise RecipeError(f"--memory-limit is {text[:40]}; it takes a size, e.g. 512MB or 2GB")
     number, unit, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
 

@@ -54,6 +54,7 @@ class Collecting:
     progress: Progress | None = None
     source_hash: str = ""
     graph_hash: str = ""
+    left_out: Mapping[int, str] = field(default_factory=dict)  # samples that are not to be counted, and why
     written: list[Path] = field(default_factory=list)  # the checkpoints, shared with what is made of this by `replace`
 
     def clear(self) -> None:
@@ -90,7 +91,7 @@ def collect(
     groups: Sequence[Axes] = [axes]
     if how.memory_limit is not None:
         groups = grouped(proto, axes, next(iter(samples)), how.memory_limit)
-    left_out: dict[int, str] = {}
+    left_out = dict(how.left_out)
     while True:
         found, again = Calibration(source_hash=how.source_hash, graph_hash=how.graph_hash), False
         for k, group in enumerate(groups):
@@ -141,7 +142,8 @@ def _read(
 ) -> Calibration:
     """Read the samples once for these tensors, on from where a checkpoint ends."""
     model = runtime.exposed(proto, axes)
-    digest = hashlib.sha256(f"{hash_of_model(model)} {dict(axes)} {sorted(left_out)}".encode()).hexdigest()[:16]
+    what = f"{dict(axes)} {sorted(left_out)} {how.threads} {how.on_nonfinite}"
+    digest = hashlib.sha256(f"{hash_of_model(model)} {what}".encode()).hexdigest()[:16]
     job = Job(digest, dict(axes), tuple(o.name for o in proto.graph.output), how.threads, how.on_nonfinite)
     keeper = _Keeper(job, how, total)
     keeper.found.skipped.update(left_out)
@@ -176,7 +178,9 @@ class _Keeper:
 
     def unread(self, items: Iterable[Indexed]) -> Iterator[Indexed]:
         """The samples that a checkpoint does not hold. Raises CalibrationError where the data is not what it was."""
+        seen = set()
         for index, sample in items:
+            seen.add(index)
             known = self._known.get(index)
             if known is None and index not in self.found.skipped:
                 yield index, sample
@@ -184,6 +188,11 @@ class _Keeper:
                 raise CalibrationError(
                     f"{sample.where} is not what it was when {self._path} was written; remove that file to start over"
                 )
+        if not self._known.keys() <= seen:
+            raise CalibrationError(
+                f"{self._path} holds {len(self._known.keys() - seen)} samples that the data does not have now; "
+                "remove that file to start over"
+            )
 
     def show(self) -> None:
         if self._progress is not None:
@@ -270,7 +279,8 @@ class Collector:
 def _energy(values: Mapping[str, Any], names: Sequence[str]) -> float:
     """Sum of squares of the float tensors among these."""
     arrays = [a for name, a in values.items() if name in names and isinstance(a, np.ndarray) and a.dtype.kind == "f"]
-    return sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)
+    energy = sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)
+    return energy if np.isfinite(energy) else 0.0
 
 
 def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper: _Keeper) -> None:
@@ -302,19 +312,40 @@ def _run_on(
 ) -> None:
     """Shards on an executor, a bounded number at a time; those of a worker that died are run again."""
     make = None if isinstance(executor, Executor) else executor
-    pool = make() if make is not None else executor
-    assert isinstance(pool, Executor)
+    pool = executor if isinstance(executor, Executor) else executor()
     content = model.SerializeToString()
     most = 2 * int(getattr(pool, "_max_workers", 8))
     pending: dict[Future[Calibration | None], _Shard] = {}
     waiting: list[_Shard] = []
+
+    def submit() -> bool:
+        """Hand out one more shard, if there is one."""
+        shard = waiting.pop() if waiting else _Shard(list(islice(items, SHARD)))
+        if shard.items:
+            try:
+                pending[pool.submit(observe_shard, job, content if shard.ships_model else None, shard.items)] = shard
+            except BrokenExecutor as death:  # a worker died while there was nothing to do for it
+                revive(shard, death)
+        return bool(shard.items)
+
+    def revive(shard: _Shard, death: BrokenExecutor) -> None:
+        """A new pool for what was under way when a worker died."""
+        nonlocal pool
+        shard.deaths += 1
+        if make is None or shard.deaths >= MOST_DEATHS:
+            raise CalibrationError(
+                f"a worker died while it ran {shard.items[0][1].where} and the {len(shard.items) - 1} samples "
+                "after it; it may lack memory: use fewer --workers, or give --memory-limit"
+            ) from death
+        waiting.extend([shard, *pending.values()])
+        pending.clear()
+        pool.shutdown(wait=False, cancel_futures=True)
+        pool = make()
+
     try:
         while True:
-            while len(pending) < most:
-                shard = waiting.pop() if waiting else _Shard(list(islice(items, SHARD)))
-                if not shard.items:
-                    break
-                pending[pool.submit(observe_shard, job, content if shard.ships_model else None, shard.items)] = shard
+            while len(pending) < most and submit():
+                pass
             if not pending:
                 return
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -322,16 +353,7 @@ def _run_on(
                 try:
                     part = future.result()
                 except BrokenExecutor as death:
-                    shard.deaths += 1
-                    if make is None or shard.deaths >= MOST_DEATHS:
-                        raise CalibrationError(
-                            f"a worker died while it ran {shard.items[0][1].where} and the {len(shard.items) - 1} samples "
-                            "after it; it may lack memory: use fewer --workers, or give --memory-limit"
-                        ) from death
-                    waiting += [shard, *pending.values()]
-                    pending.clear()
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    pool = make()
+                    revive(shard, death)
                     break
                 if part is None:  # this worker has not seen the model yet
                     shard.ships_model = True
@@ -361,7 +383,12 @@ def observe_shard(job: Job, content: bytes | None, items: list[Indexed]) -> Cali
             collector.close()
         collector = _worker.collector = Collector(job, onnx.ModelProto.FromString(content))
     found = job.empty()
-    for index, sample in items:
-        collector.add(index, sample, found)
-    collector.settle()
+    try:
+        for index, sample in items:
+            collector.add(index, sample, found)
+        collector.settle()
+    except BaseException:
+        del _worker.collector  # with the sample that it has not counted yet
+        collector.close()
+        raise
     return found

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -59,6 +59,11 @@ class Samples:
     def raw(self) -> Iterator[Sample]:
         """The samples as they are stored."""
         return islice(self._read(), self._limit)
+
+    def without(self, indices: Collection[int]) -> Samples:
+        """The same but for those of these indices."""
+        left = None if self.length is None else self.length - len(indices)
+        return Samples(lambda: (s for k, s in enumerate(self.raw()) if k not in indices), self._inputs, left, None)
 
     def __iter__(self) -> Iterator[Sample]:
         empty = True

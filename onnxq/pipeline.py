@@ -179,7 +179,9 @@ def quantize(
     del proto.graph.value_info[:]  # of the float graph, and inferred: the runtime infers it again
     report = _report(prepared, quantized, proto, chosen, records, out)
     if validate:
-        samples, name = (evaluation, "evaluation") if evaluation is not None else (prepared.model.samples, "calibration")
+        samples, name = (
+            (evaluation, "evaluation") if evaluation is not None else (_counted(prepared, quantized), "calibration")
+        )
         _validate(report, source, samples, name, score, prepared, seed=seed, progress=progress)
     limits = chosen.gates
     report.missed_gates = validation.missed_gates(report.accuracy, report.latency, limits.max_drop, limits.min_speedup)
@@ -403,7 +405,8 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
             start.sensitive = model.sensitive
             continue
         records += prepared.manager.run(model, _passes(REFINE, recipe))
-        prepared.ranges_toml = to_toml({n: model.params[n] for n in _activations(model)})
+        ranges = {name: model.params[name] for name in _activations(model)}
+        prepared.ranges_toml = to_toml(ranges, ranges if model.target.activation_symmetric else ())
         records += prepared.manager.run(model, _passes(LOWER, recipe))
         integer = audit.run_in_integers(model.graph.to_proto(), model)
         if model.planned <= integer or model.target.simulated:  # each round un-places at least one node more, so this comes
@@ -414,6 +417,12 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
     _stamp(model, recipe, prepared)
     prepared.model.unplaced, prepared.model.calibration = start.unplaced, start.calibration
     return model, prepared.records + equalized + records
+
+
+def _counted(prepared: _Prepared, model: Model) -> Samples | None:
+    """The calibration samples but for those that were left out."""
+    samples, skipped = prepared.model.samples, model.calibration.skipped if model.calibration else {}
+    return samples.without(skipped) if samples is not None and skipped else samples
 
 
 def _activations(model: Model) -> list[str]:
@@ -487,7 +496,7 @@ def _report(
         report.notes.append(
             f"The runtime did not fuse {len(unfused)} nodes; they were left in float, the first {unfused[0]}."
         )
-    if not any(e.is_integer for e in model.ledger.values()):
+    if not model.target.simulated and not any(e.is_integer for e in model.ledger.values()):
         report.notes.append("Nothing could be quantized; the result is the float model after its float rewrites.")
     return report
 

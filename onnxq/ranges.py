@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from glob import escape
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from onnxq.errors import RecipeError
-from onnxq.numerics import QuantParams, QuantType
+from onnxq.numerics import QuantParams
 from onnxq.recipe import Override
 
 
@@ -32,14 +33,15 @@ class _Range(BaseModel):
     min: float
     max: float
     type: Literal["uint8", "int8", "uint16", "int16"] | None = None
-    bits: int | None = None
+    bits: int | None = Field(default=None, ge=2, le=16)
     scale: float | None = None
     zero_point: int | None = None
 
     @model_validator(mode="after")
     def _is_one(self) -> _Range:
-        if not self.min < self.max:
-            raise ValueError("min is not less than max")
+        limit = float(np.finfo(np.float32).max)
+        if not -limit <= self.min < self.max <= limit:
+            raise ValueError("min and max are no two float32 numbers of which min is less")
         return self
 
 
@@ -50,14 +52,19 @@ class _File(BaseModel):
     ranges: dict[str, _Range] = {}
 
 
-def to_toml(params: Mapping[str, QuantParams]) -> str:
-    """The ranges of these tensors, each with one scale."""
+def _pattern(name: str) -> str:
+    """A pattern that matches this name alone, and is no op type where the name is one."""
+    return f"[{name[0]}]{escape(name[1:])}" if name[:1].isalpha() else escape(name)
+
+
+def to_toml(params: Mapping[str, QuantParams], symmetric: Collection[str] = ()) -> str:
+    """The ranges of these tensors, each with one scale. A symmetric one reaches as far below 0 as above."""
     lines = ["schema = 1"]
     for name, p in params.items():
         lines += [
             "",
             f"[ranges.{json.dumps(name)}]",
-            f"min = {float(p.rmin)!r}",
+            f"min = {-float(p.rmax) if name in symmetric else float(p.rmin)!r}",
             f"max = {float(p.rmax)!r}",
             f'type = "{p.type.value}"',
             *([f"bits = {p.type.width}"] if p.type.width else []),
@@ -77,13 +84,8 @@ def load(path: Path) -> tuple[Override, ...]:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"the ranges {path}: {key}: {first['msg'].lower()}") from error
-    return tuple(Override(match=escape(name), observer=_observer(r)) for name, r in found.ranges.items())
+    return tuple(Override(match=_pattern(name), observer=_observer(said)) for name, said in found.ranges.items())
 
 
 def _observer(said: _Range) -> str:
-    if said.type is not None and said.scale is not None and said.zero_point is not None:
-        kind = QuantType(said.type, said.bits or 0)
-        ends = [(q - said.zero_point) * said.scale for q in (kind.qmin, kind.qmax)]
-        if ends == [said.min, said.max]:
-            return f"fixed-scale{{scale={said.scale!r},zero_point={said.zero_point}}}"
     return f"fixed-range{{lower={said.min!r},upper={said.max!r}}}"

@@ -181,3 +181,17 @@ def test_a_stream_is_calibrated_and_quantized_with_its_state_fed_back() -> None:
     report = onnxq.quantize(proto, feeds, feedback={"next": "state"})
     assert report.integer_share == 1.0
     assert {i.name for i in report.model.graph.input} == {"x", "state"}
+
+
+def test_a_sample_that_is_left_out_is_not_compared_on(models: Path) -> None:
+    data = np.load(models / "digits_calibration.npz")
+    feeds = [
+        ({"image": image[None].copy()}, label) for image, label in zip(data["image"][:40], data["label"][:40], strict=True)
+    ]
+    feeds[7][0]["image"][0, 0, 0, 0] = np.nan
+    report = onnxq.quantize(models / "inverted_residual.onnx", feeds, on_nonfinite="skip")
+    assert report.samples == 39
+    assert any(note.startswith("1 samples were left out, the first for NaN in tensor image") for note in report.notes)
+    assert report.accuracy is not None
+    assert report.accuracy.samples == 39
+    assert report.accuracy.real.metrics["top1"] >= 95.0

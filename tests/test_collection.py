@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,27 @@ def test_a_worker_that_is_killed_changes_nothing(content: Callable[[Calibration]
     spread = collect(NET, AXES, killing(), Collecting(threads=1, executor=make))
     assert len(pools) > 1
     assert content(alone) == content(spread)
+
+
+@pytest.mark.slow
+def test_workers_that_die_while_there_is_nothing_to_do_change_nothing(content: Callable[[Calibration], bytes]) -> None:
+    pools: list[Executor] = []
+
+    def make() -> Executor:
+        pools.append(executors.processes(1)())
+        return pools[-1]
+
+    def killing() -> Iterator[Sample]:
+        for k, sample in enumerate(samples()):
+            if k == 24 and len(pools) == 1:
+                for process in list(pools[0]._processes):  # type: ignore[attr-defined]
+                    os.kill(process, signal.SIGKILL)
+                time.sleep(1.0)
+            yield sample
+
+    alone = collect(NET, AXES, samples(), Collecting(threads=1))
+    assert content(alone) == content(collect(NET, AXES, killing(), Collecting(threads=1, executor=make)))
+    assert len(pools) == 2
 
 
 @pytest.mark.slow
@@ -177,6 +200,48 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     assert stop.value.partial.samples == 5  # type: ignore[attr-defined]
     with pytest.raises(CalibrationError, match=r"file 0 is not what it was when .*; remove that file to start over"):
         collect(NET, AXES, samples(8, seed=1), how)
+
+
+def test_a_checkpoint_of_more_data_is_refused(tmp_path: Path) -> None:
+    how = Collecting(threads=1, checkpoint=tmp_path)
+    collect(NET, AXES, samples(8), how)
+    with pytest.raises(CalibrationError, match="holds 3 samples that the data does not have now"):
+        collect(NET, AXES, samples(8)[:5], how)
+
+
+def test_another_policy_is_another_collection(tmp_path: Path) -> None:
+    feeds = spoilt(7, np.nan)
+    with ThreadPoolExecutor(1) as pool:
+        for executor in (None, pool):
+            how = Collecting(threads=1, checkpoint=tmp_path, executor=executor)
+            assert collect(NET, AXES, feeds, replace(how, on_nonfinite="ignore")).samples == 40
+            assert collect(NET, AXES, feeds, replace(how, on_nonfinite="skip")).samples == 39
+            with pytest.raises(CalibrationError, match="NaN in tensor x at file 7"):
+                collect(NET, AXES, feeds, how)
+
+
+def test_a_failure_of_one_collection_is_not_one_of_the_next() -> None:
+    feeds = spoilt(3, np.nan)[:5]
+    feeds[4] = Sample(
+        {"x": np.zeros((2, 2), np.float32)}, None, "file 4"
+    )  # fails in the run, before file 3 is seen to be bad
+    with ThreadPoolExecutor(1) as pool:
+        how = Collecting(threads=1, executor=pool)
+        with pytest.raises(ValueError, match="file"):
+            collect(NET, AXES, feeds, how)
+        assert collect(NET, AXES, samples(), how).samples == 40
+
+
+def test_energies_that_are_no_numbers_are_the_least() -> None:
+    found = collect(NET, AXES, spoilt(7, np.nan), Collecting(threads=1, on_nonfinite="ignore"))
+    assert all(np.isfinite(list(found.energies.values())))
+    assert found.feeds[7] not in found.energies
+
+
+def test_samples_that_are_left_out_from_the_start_are_not_counted() -> None:
+    found = collect(NET, AXES, samples(), Collecting(threads=1, left_out={2: "NaN in another tensor"}))
+    assert found.samples == 39
+    assert found.skipped == {2: "NaN in another tensor"}
 
 
 def test_a_full_disk_does_not_stop_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,28 @@ def test_percentiles_are_within_half_a_percent_of_the_data_s(name: str) -> None:
     assert high == pytest.approx(np.percentile(x, 99.5), rel=5e-3, abs=5e-3 * reach)
 
 
+@pytest.mark.parametrize("value", [1.0, 2.0, 6.0, 1.9921875, 1.99])
+def test_percentiles_of_point_masses_are_within_half_a_percent(value: float) -> None:
+    x = np.concatenate([np.zeros(500), np.full(9000, value), np.full(500, 4 * value)])
+    for share in (10.0, 50.0, 90.0):
+        _, high = Percentile(lower=0.0, upper=share).choose(sketch_of(x), QuantType.UINT8)
+        assert high == pytest.approx(value, rel=5.1e-3)
+
+
+@pytest.mark.parametrize("text", ["clip-std{sigmas=nan}", "fixed-range{lower=-inf,upper=inf}", "fixed-scale{scale=inf}"])
+def test_options_that_are_no_numbers_are_explained(text: str) -> None:
+    with pytest.raises(RecipeError, match="it takes a finite number"):
+        observer(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["fixed-range{lower=-1e300,upper=1e300}", "fixed-range{upper=1e-44}", "fixed-scale{scale=1e-45}"]
+)
+def test_fixed_numbers_that_float32_does_not_hold_are_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="needs"):
+        observer(text)
+
+
 def test_the_tails_of_a_percentile_are_independent() -> None:
     sketch = sketch_of(DATA["silu"])
     only_upper = Percentile(lower=0.0, upper=99.0).choose(sketch, QuantType.UINT8)

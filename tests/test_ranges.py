@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +27,7 @@ def test_what_is_written_and_read_gives_the_same_parameters(low: float, high: fl
     params = params_of_range(low, high, kind, symmetric=even)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "r.toml"
-        path.write_text(to_toml({"x": params}), encoding="utf-8")
+        path.write_text(to_toml({"x": params}, ["x"] if even else []), encoding="utf-8")
         (override,) = load(path)
     chosen = observer(override.observer).choose(TensorSketch(), kind, symmetric=even)
     again = params_of_range(*chosen, kind, symmetric=even)
@@ -55,16 +56,37 @@ def test_names_with_wildcards_are_names(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('schema = 1\n[ranges."a[0]*"]\nmin = -1\nmax = 2\n', encoding="utf-8")
     (override,) = load(path)
-    assert override.match == "a[[]0][*]"
+    assert fnmatchcase("a[0]*", override.match)
+    assert not fnmatchcase("a0x", override.match)
     sketch = TensorSketch()
     sketch.update(np.ones(3, np.float32))
     assert observer(override.observer).choose(sketch, QuantType.UINT8) == (-1.0, 2.0)
 
 
+def test_ranges_hold_at_other_widths(models: Path, tmp_path: Path) -> None:
+    model, data, path = models / "residual.onnx", models / "digits_calibration.npz", tmp_path / "r.toml"
+    path.write_text(onnxq.quantize(model, data, max_samples=16, validate=False).ranges_toml, encoding="utf-8")
+    said = tomllib.loads(path.read_text(encoding="utf-8"))["ranges"]
+    wide = onnxq.quantize(model, data, max_samples=16, ranges=path, activation_bits=16, validate=False)
+    for name, found in tomllib.loads(wide.ranges_toml)["ranges"].items():
+        assert found["max"] == pytest.approx(said[name]["max"], rel=1e-2, abs=1e-2)
+        assert found["min"] == pytest.approx(said[name]["min"], rel=1e-2, abs=1e-2)
+
+
+def test_a_tensor_that_is_named_like_an_op_speaks_for_itself_only(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("schema = 1\n[ranges.Relu]\nmin = 0\nmax = 2\n", encoding="utf-8")
+    (override,) = load(path)
+    assert override.match != "Relu"
+    assert fnmatchcase("Relu", override.match)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("schema = 1\n[ranges.x]\nmin = 1\nmax = 0\n", "ranges.x: .*min is not less than max"),
+        ("schema = 1\n[ranges.x]\nmin = 1\nmax = 0\n", "ranges.x: .*of which min is less"),
+        ("schema = 1\n[ranges.x]\nmin = 0\nmax = inf\n", "ranges.x: .*no two float32 numbers"),
+        ("schema = 1\n[ranges.x]\nmin = 0\nmax = 1\nbits = 99\n", "ranges.x.bits"),
         ("schema = 1\n[ranges.x]\nmin = 1\n", "ranges.x.max: field required"),
         ("schema = 2\n", "schema: input should be 1"),
         ("schema = ", "cannot be read"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import fields
 from functools import lru_cache
 from importlib.metadata import entry_points
+from math import isfinite
 
 from onnxq.errors import RecipeError, nearest
 from onnxq.observers.auto import Auto
@@ -56,4 +57,6 @@ def observer(text: str) -> Observer:
             options[key.strip()] = int(number) if known[key.strip()] == "int" else float(number)
         except ValueError as error:
             raise RecipeError(f"option {key.strip()} of observer {name} is {number!r}; it takes a number") from error
+        if not isfinite(options[key.strip()]):
+            raise RecipeError(f"option {key.strip()} of observer {name} is {number}; it takes a finite number")
     return kind(**options)

@@ -44,6 +44,7 @@ class Auto(Observer):
         symmetric: bool = False,
     ) -> Range:
         """By the outputs that the readers make of these arrays, rounded, against those they make of them as they are."""
+        arrays = [x for x in arrays if np.isfinite(x).all()]
         ranges = [kind.choose(sketch, quant_type, symmetric=symmetric) for kind in CANDIDATES]
         exact = [[read(x) for x in arrays] for read in readers]
         errors = []

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from onnxq.errors import RecipeError
 from onnxq.numerics import QuantType
 from onnxq.observers.base import Observer, Range
 from onnxq.sketch import TensorSketch
+
+LARGEST = float(np.finfo(np.float32).max)
+SMALLEST = 65535 * float(np.finfo(np.float32).tiny)  # below, a scale would be no normal float32 number
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class FixedRange(Observer):
     upper: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.lower < self.upper:
-            raise RecipeError(f"fixed-range needs lower < upper, not {self.lower} and {self.upper}")
+        if not -LARGEST <= self.lower < self.upper <= LARGEST or self.upper - self.lower < SMALLEST:
+            raise RecipeError(f"fixed-range needs lower < upper, float32 numbers, not {self.lower} and {self.upper}")
 
     def choose(self, sketch: TensorSketch, quant_type: QuantType, *, symmetric: bool = False) -> Range:
         return self.lower, self.upper
@@ -36,7 +41,7 @@ class FixedScale(Observer):
     zero_point: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.scale > 0:
+        if not SMALLEST <= self.scale <= LARGEST / 65535:
             raise RecipeError(f"fixed-scale needs a positive scale, not {self.scale}")
 
     def choose(self, sketch: TensorSketch, quant_type: QuantType, *, symmetric: bool = False) -> Range:
@@ -46,4 +51,8 @@ class FixedScale(Observer):
             return -reach, reach
         if zero is None:
             zero = quant_type.qmin if sketch.minimum >= 0 else (quant_type.qmin + quant_type.qmax + 1) // 2
+        if zero != int(zero) or not quant_type.qmin <= zero <= quant_type.qmax:
+            raise RecipeError(
+                f"fixed-scale has zero_point {zero:g}; it takes a whole number from {quant_type.qmin} to {quant_type.qmax}"
+            )
         return (quant_type.qmin - zero) * self.scale, (quant_type.qmax - zero) * self.scale

@@ -31,9 +31,15 @@ class Percentile(Observer):
 
 
 def quantile(bins: Histogram, share: float) -> float:
-    """The value that a share of the elements lies below, linear inside a bin."""
+    """The value that a share of the elements lies below, linear inside a bin but for its ends.
+
+    All elements of a bin may lie at one end of it: between 0.36 and 0.64 of its width, which is at most 2^-7 of its value,
+    none is more than half a percent away.
+    """
+    if share in (0.0, 1.0):
+        return float(bins.lower[0] if share == 0.0 else bins.upper[-1])
     below = np.cumsum(bins.count)
     rank = share * below[-1]
     k = min(int(np.searchsorted(below, rank)), len(below) - 1)
     inside = (rank - (below[k] - bins.count[k])) / bins.count[k]
-    return float(bins.lower[k] + np.clip(inside, 0.0, 1.0) * (bins.upper[k] - bins.lower[k]))
+    return float(bins.lower[k] + np.clip(inside, 0.36, 0.64) * (bins.upper[k] - bins.lower[k]))

@@ -36,7 +36,7 @@ class CollectStatistics(Pass):
             return 0
         given, samples, total = model.calibration, model.samples, None if model.samples is None else model.samples.length
         graph_hash = hash_of_model((model.reference or model.graph).to_proto()) if given is None else given.graph_hash
-        how = replace(model.collecting, graph_hash=graph_hash)
+        how = replace(model.collecting, graph_hash=graph_hash, left_out={} if given is None else given.skipped)
         notes = []
         if samples is None:
             if given is None or not given.lacks_plan:
@@ -53,13 +53,14 @@ class CollectStatistics(Pass):
             found = collect(model.graph.to_proto(), missing, samples, how, total=total)
         except BaseException as stop:
             if given is not None:
-                stop.partial = given  # type: ignore[attr-defined]
+                stop.partial = replace(given, plan_hash="")  # type: ignore[attr-defined]  # without what it lacks now
             raise
         if given is None:
             model.calibration = found
         else:
             given.sketches.update(found.sketches)
             given.equalized += found.sketches
+            given.skipped.update(found.skipped)
             given.notes += [*found.notes, *notes]
         return len(missing)
 
