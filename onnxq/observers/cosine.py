@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxq.numerics import QuantType
 from onnxq.observers.base import Observer, Range
-from onnxq.observers.search import above_half_step, search
+from onnxq.observers.search import best_range
 from onnxq.sketch import Histogram, TensorSketch
 
 POINTS = 4  # of a bin: the widest is no wider than two steps of 8 bits
@@ -26,20 +26,7 @@ class Cosine(Observer):
     name: ClassVar[str] = "cosine"
 
     def choose(self, sketch: TensorSketch, quant_type: QuantType, *, symmetric: bool = False) -> Range:
-        levels = quant_type.qmax - quant_type.qmin
-        bins = above_half_step(sketch.histogram(), levels)
-        if symmetric:
-            reach = max(-sketch.minimum, sketch.maximum, 0.0)
-            best, _ = search(lambda r: angle(bins, -r, r, 2 * (levels // 2)), reach)
-            return -best, best
-        lo, hi = min(sketch.minimum, 0.0), max(sketch.maximum, 0.0)
-        lo_reach, hi_reach = lo, hi
-        for _ in range(2):
-            fixed_lo = lo
-            hi, _ = search(lambda r, a=fixed_lo: angle(bins, np.full_like(r, a), r, levels), hi_reach)
-            fixed_hi = hi
-            lo, _ = search(lambda r, b=fixed_hi: angle(bins, r, np.full_like(r, b), levels), lo_reach)
-        return lo, hi
+        return best_range(angle, sketch, quant_type, symmetric=symmetric)
 
 
 def angle(bins: Histogram, rmin: np.ndarray, rmax: np.ndarray, levels: int) -> np.ndarray:

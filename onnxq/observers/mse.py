@@ -10,7 +10,7 @@ import numpy as np
 from onnxq import kernels
 from onnxq.numerics import QuantType
 from onnxq.observers.base import Observer, Range
-from onnxq.observers.search import above_half_step, search
+from onnxq.observers.search import best_range
 from onnxq.sketch import Histogram, TensorSketch
 
 
@@ -25,20 +25,7 @@ class Mse(Observer):
     name: ClassVar[str] = "mse"
 
     def choose(self, sketch: TensorSketch, quant_type: QuantType, *, symmetric: bool = False) -> Range:
-        levels = quant_type.qmax - quant_type.qmin
-        bins = above_half_step(sketch.histogram(), levels)
-        if symmetric:
-            reach = max(-sketch.minimum, sketch.maximum, 0.0)
-            best, _ = search(lambda r: squared_error(bins, -r, r, 2 * (levels // 2)), reach)
-            return -best, best
-        lo, hi = min(sketch.minimum, 0.0), max(sketch.maximum, 0.0)
-        lo_reach, hi_reach = lo, hi
-        for _ in range(2):
-            fixed_lo = lo
-            hi, _ = search(lambda r, a=fixed_lo: squared_error(bins, np.full_like(r, a), r, levels), hi_reach)
-            fixed_hi = hi
-            lo, _ = search(lambda r, b=fixed_hi: squared_error(bins, r, np.full_like(r, b), levels), lo_reach)
-        return lo, hi
+        return best_range(squared_error, sketch, quant_type, symmetric=symmetric)
 
 
 def squared_error(bins: Histogram, rmin: np.ndarray, rmax: np.ndarray, levels: int) -> np.ndarray:
