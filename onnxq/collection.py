@@ -67,7 +67,7 @@ class Collecting:
 
 @dataclass(frozen=True)
 class Job:
-    """One reading of the data: a model whose outputs are the observed tensors, by the hash of its content."""
+    """One reading of the data: a model whose outputs are the observed tensors, by a hash of it and of what is done."""
 
     digest: str
     axes: Axes
@@ -142,8 +142,10 @@ def _read(
 ) -> Calibration:
     """Read the samples once for these tensors, on from where a checkpoint ends."""
     model = runtime.exposed(proto, axes)
-    what = f"{dict(axes)} {sorted(left_out)} {how.threads} {how.on_nonfinite}"
-    digest = hashlib.sha256(f"{hash_of_model(model)} {what}".encode()).hexdigest()[:16]
+    digest = ""
+    if how.checkpoint is not None or how.executor is not None:  # others tell by it whether they know the job
+        what = f"{dict(axes)} {sorted(left_out)} {how.threads} {how.on_nonfinite}"
+        digest = hashlib.sha256(f"{hash_of_model(model)} {what}".encode()).hexdigest()[:16]
     job = Job(digest, dict(axes), tuple(o.name for o in proto.graph.output), how.threads, how.on_nonfinite)
     keeper = _Keeper(job, how, total)
     keeper.found.skipped.update(left_out)

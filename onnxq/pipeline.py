@@ -311,6 +311,8 @@ def _prepare(
     samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
     if samples is not None and feedback:
         samples = fed_back(samples, session, feedback, inputs)
+    stream = session if feedback else None
+    del session  # its copy of the weights would stay through the float passes
     collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
     collected = None if collected is None else collected.copy()
     digest = hash_of_model(original)
@@ -334,7 +336,6 @@ def _prepare(
         )
     model.reference = model.graph.copy()
     model.excluded = _excluded(model.graph, recipe.exclude)
-    stream = session if feedback else None
     return _Prepared(source, digest, model, manager, records, inputs, device, original.ByteSize(), stream)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,3 +92,35 @@ def _value(factor: Any, own: dict) -> np.ndarray:
         return _value(next(iter(inner)), own)
     lead, content = key
     return np.broadcast_to(np.frombuffer(content, np.float32).reshape(lead), (2, 3))
+
+
+ROTATED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[B, 3, {heads}, 4] x) => (float[B, 3, {heads}, 4] y) <float[3, 1, 2] c, float[3, 1, 2] s> {{
+  a, b = Split <axis = -1> (x)
+  ac = Mul (a, c)
+  bs = Mul (b, s)
+  u = Sub (ac, bs)
+  bc = Mul (b, c)
+  as = Mul (a, s)
+  v = Add (bc, as)
+  y = Concat <axis = -1> (u, v)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("heads", "domains", "why"),
+    [
+        ("2", frozenset({"com.microsoft"}), None),
+        ("2", frozenset(), "the target has no operator for it"),
+        ("H", frozenset({"com.microsoft"}), "the number of heads is not known"),
+    ],
+)
+def test_a_rotary_embedding_is_fused_where_it_can_be_written(heads: str, domains: frozenset[str], why: str | None) -> None:
+    proto = onnx.parser.parse_model(ROTATED.format(heads=heads))
+    for name in ("c", "s"):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 1, 2), np.float32), name))
+    del proto.graph.value_info[:]
+    model = Model(Graph.from_proto(proto), replace(load("cpu"), domains=domains))
+    PASSES["infer-shapes"]().apply(model)
+    assert PASSES["fuse-rotary"]().apply(model) == (why is None)
+    assert [reason for _, reason in model.refusals] == ([] if why is None else [why])
