@@ -15,7 +15,7 @@ Array = np.ndarray
 
 
 def observe_rows(x: Array, low: Array, high: Array, total: Array, tables: Array, touched: Array) -> None:
-    """One pass over x (rows, n) float32, row r of which is of channel r % C: see sketch.observe_numpy for what it adds up.
+    """One pass over x (rows, n) float32, row r of which is of channel r % C: see pages.observe_numpy for what it adds up.
 
     low, high (C,) int32 are least and largest elements as ordered bits, total (C,) or (0,) float64 their sums or nothing.
     tables (4, 65,536) uint64 count by `bits >> 16`: an entry holds the count above bit 40, the sum of `bits & 0xffff` below,

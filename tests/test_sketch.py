@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import onnxq.sketch
+import onnxq.pages
 from onnxq.errors import CalibrationError
-from onnxq.sketch import ExactSum, Pages, TensorSketch, observe, observe_numpy
+from onnxq.exactsum import ExactSum
+from onnxq.pages import Pages, observe, observe_numpy
+from onnxq.sketch import TensorSketch
 
 ANY_FLOAT = st.floats(width=32, allow_nan=False, allow_infinity=False)
 FEED = hnp.arrays(np.float32, (2, 3, 4), elements=ANY_FLOAT)
@@ -62,7 +64,7 @@ def test_the_compiled_kernels_equal_their_numpy_form(bits: np.ndarray, axis: int
     x = bits.view(np.float32)
     x = np.where(np.isfinite(x), x, np.float32(1.5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxq.sketch, "MOST_AT_ONCE", most)  # arrays of more elements are taken in parts
+        patch.setattr(onnxq.pages, "MOST_AT_ONCE", most)  # arrays of more elements are taken in parts
         compiled, plain = Pages(), Pages()
         one, other = observe(x, axis, compiled), observe_numpy(x, axis, plain)
     assert_same(compiled, plain)
