@@ -11,6 +11,7 @@ import hashlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -22,9 +23,11 @@ import numpy as np
 import onnx
 
 from onnxq import runtime
+from onnxq.blocks import Blocks
 from onnxq.calibration import Calibration, hash_of_feed, hash_of_model
 from onnxq.data import Sample
 from onnxq.errors import CalibrationError, OutputError
+from onnxq.exposure import Exposed
 from onnxq.sketch import TensorSketch
 
 Progress = Callable[[str, int, int | None], None]
@@ -67,10 +70,11 @@ class Collecting:
 
 @dataclass(frozen=True)
 class Job:
-    """One reading of the data: a model whose outputs are the observed tensors, by a hash of it and of what is done."""
+    """One reading of the data: the tensors to observe, and a hash of the model and of what is done with it."""
 
     digest: str
     axes: Axes
+    among: tuple[str, ...]  # these and the tensors of other readings, so that one graph is run for all of them
     public: tuple[str, ...]  # the outputs that the model has of its own
     threads: int
     on_nonfinite: Nonfinite
@@ -96,7 +100,7 @@ def collect(
         found, again = Calibration(source_hash=how.source_hash, graph_hash=how.graph_hash), False
         for k, group in enumerate(groups):
             try:
-                part = _read(proto, group, samples, how, total, left_out)
+                part = _read(proto, group, axes, samples, how, total, left_out)
             except BaseException as stop:
                 if len(groups) > 1:
                     stop.partial = None  # type: ignore[attr-defined]  # it lacks tensors of other groups
@@ -135,26 +139,26 @@ def grouped(proto: onnx.ModelProto, axes: Axes, sample: Sample, limit: int) -> l
 def _read(
     proto: onnx.ModelProto,
     axes: Axes,
+    among: Iterable[str],
     samples: Iterable[Sample],
     how: Collecting,
     total: int | None,
     left_out: dict[int, str],
 ) -> Calibration:
     """Read the samples once for these tensors, on from where a checkpoint ends."""
-    model = runtime.exposed(proto, axes)
     digest = ""
     if how.checkpoint is not None or how.executor is not None:  # others tell by it whether they know the job
-        what = f"{dict(axes)} {sorted(left_out)} {how.threads} {how.on_nonfinite}"
-        digest = hashlib.sha256(f"{hash_of_model(model)} {what}".encode()).hexdigest()[:16]
-    job = Job(digest, dict(axes), tuple(o.name for o in proto.graph.output), how.threads, how.on_nonfinite)
+        what = f"{dict(axes)} {list(among)} {sorted(left_out)} {how.threads} {how.on_nonfinite}"
+        digest = hashlib.sha256(f"{hash_of_model(proto)} {what}".encode()).hexdigest()[:16]
+    job = Job(digest, dict(axes), tuple(among), tuple(o.name for o in proto.graph.output), how.threads, how.on_nonfinite)
     keeper = _Keeper(job, how, total)
     keeper.found.skipped.update(left_out)
     todo = keeper.unread((k, sample) for k, sample in enumerate(samples) if k not in left_out)
     try:
         if how.executor is None:
-            _run_here(job, model, todo, keeper)
+            _run_here(job, proto, todo, keeper)
         else:
-            _run_on(how.executor, job, model, todo, keeper)
+            _run_on(how.executor, job, proto, todo, keeper)
     except BaseException as stop:
         keeper.save()
         stop.partial = keeper.found  # type: ignore[attr-defined]
@@ -227,10 +231,10 @@ class Collector:
         self.job = job
         # threads of the runtime that wait busily would hold up those that sketch
         quiet = {} if job.threads == 1 else {"session.intra_op.allow_spinning": "0"}
-        self._session = runtime.Session(model, threads=job.threads, config=quiet)
+        self._session = Exposed(model, job.axes, among=job.among, threads=job.threads, config=quiet)
         self._inputs = {i.name for i in self._session.inputs}
         self._behind = ThreadPoolExecutor(1, "onnxq-sketch")
-        self._threads = max(1, min(MOST_SKETCHING_THREADS, (os.cpu_count() or 1) - 1))
+        self._threads = max(1, min(MOST_SKETCHING_THREADS, os.cpu_count() or 1))
         self._pool = ThreadPoolExecutor(self._threads, "onnxq-sketch")
         self._last: Future[None] | None = None
 
@@ -252,18 +256,18 @@ class Collector:
         self._pool.shutdown()
 
     def _sketch(self, index: int, sample: Sample, values: Mapping[str, Any], into: Calibration) -> None:
-        names = [n for n in into.sketches if values[n].dtype.kind == "f" and values[n].size]
-        arrays = [np.ascontiguousarray(values[n], np.float32) for n in names]
+        names = [n for n in into.sketches if isinstance(v := values[n], Blocks) or (v.dtype.kind == "f" and v.size)]
+        arrays = [_countable(values[n], self.job.axes[n]) for n in names]
         sketches = [into.sketches[n] for n in names]
         for name, array, sketch in zip(names, arrays, sketches, strict=True):
             sketch.check(array, f"at {sample.where}, tensor {name}: ")  # before any of them counts this sample
         before = [sketch.state() for sketch in sketches]
-        finite = list(self._each(lambda k: sketches[k].update(arrays[k], index), len(names)))
+        finite = self._update(sketches, arrays, index)
         if not all(finite) and self.job.on_nonfinite != "ignore":
             for array, sketch, state in zip(arrays, sketches, before, strict=True):
                 sketch.forget(array, index, state)
             k = finite.index(False)
-            what = "NaN" if np.isnan(arrays[k]).any() else "infinity"
+            what = "NaN" if np.isnan(_plain(arrays[k])).any() else "infinity"
             why = f"{what} in tensor {names[k]} at {sample.where} (sample {index})"
             if self.job.on_nonfinite == "error":
                 raise CalibrationError(
@@ -274,8 +278,35 @@ class Collector:
             return
         into.keep_feed(index, sample.feed, hash_of_feed(sample.feed), _energy(values, self.job.public))
 
-    def _each(self, work: Callable[[int], Any], count: int) -> Iterable[Any]:
-        return map(work, range(count)) if self._threads == 1 else self._pool.map(work, range(count))
+    def _update(self, sketches: list[TensorSketch], arrays: list[np.ndarray | Blocks], index: int) -> list[bool]:
+        """Add each array to its sketch, in all threads; which arrays are finite."""
+        finite = [True] * len(arrays)
+        left = deque(sorted(range(len(arrays)), key=lambda k: arrays[k].size))
+
+        def work() -> None:
+            while True:
+                try:
+                    k = left.pop()  # the largest first
+                except IndexError:
+                    return
+                finite[k] = sketches[k].update(arrays[k], index)
+
+        others = [self._pool.submit(work) for _ in range(self._threads - 1)]
+        work()
+        for other in others:
+            other.result()
+        return finite
+
+
+def _countable(value: np.ndarray | Blocks, axis: int | None) -> np.ndarray | Blocks:
+    """The value as a sketch takes it without a further copy."""
+    if isinstance(value, Blocks) and axis in (None, 1):
+        return value
+    return np.ascontiguousarray(_plain(value), np.float32)
+
+
+def _plain(value: np.ndarray | Blocks) -> np.ndarray:
+    return value.plain() if isinstance(value, Blocks) else value
 
 
 def _energy(values: Mapping[str, Any], names: Sequence[str]) -> float:

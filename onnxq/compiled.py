@@ -86,6 +86,63 @@ def observe_columns(bits, x, low, high, total, tables, touched):
         count(bits[row], tables, touched)
 
 
+@numba.njit("void(uint32[::1], int32[::1], int32[::1])", cache=True, nogil=True)
+def span_tile(bits, least, most):
+    for k in range(bits.size):
+        signed = np.int32(bits[k])
+        key = signed ^ ((signed >> np.int32(31)) & np.int32(0x7FFFFFFF))
+        least[k] = min(least[k], key)
+        most[k] = max(most[k], key)
+
+
+@numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
+def add_tile(x, sums):
+    for k in range(x.size):
+        sums[k] += x[k]
+
+
+@numba.njit(
+    "void(uint32[:,:,::1], float32[:,:,::1], int64, int32[::1], int32[::1], float64[::1], uint64[:,::1], uint8[::1])",
+    cache=True,
+    nogil=True,
+)
+def observe_blocks(bits, x, first, low, high, total, tables, touched):
+    rows, lanes, channels = x.shape[1], x.shape[2], low.size
+    blocks, step, tile = (channels + lanes - 1) // lanes, 4096 // lanes, 8 * lanes
+    least, most, sums = np.zeros(tile, np.int32), np.zeros(tile, np.int32), np.zeros(tile)
+    packed = np.empty(4096, np.uint32)
+    for b in range(x.shape[0]):
+        channel = (first + b) % blocks * lanes
+        used = min(lanes, channels - channel)
+        least[:], most[:], sums[:] = np.int32(0x7FFFFFFF), np.int32(-0x80000000), 0.0
+        for start in range(0, rows, step):
+            end = min(rows, start + step)
+            block, values = bits[b, start:end].reshape(-1), x[b, start:end].reshape(-1)
+            whole = block.size // tile * tile
+            for k in range(0, whole, tile):  # eight rows at a time, so that no addition waits for the one before it
+                span_tile(block[k : k + tile], least, most)
+            span_tile(block[whole:], least, most)
+            if total.size:
+                for k in range(0, whole, tile):
+                    add_tile(values[k : k + tile], sums)
+                add_tile(values[whole:], sums)
+            if used == lanes:
+                count(block, tables, touched)
+            else:
+                k = 0
+                for r in range(start, end):
+                    for c in range(used):
+                        packed[k] = bits[b, r, c]
+                        k += 1
+                count(packed[:k], tables, touched)
+        for row in range(8):
+            for c in range(used):
+                low[channel + c] = min(low[channel + c], least[row * lanes + c])
+                high[channel + c] = max(high[channel + c], most[row * lanes + c])
+                if total.size:
+                    total[channel + c] += sums[row * lanes + c]
+
+
 @numba.njit("int64(uint64[:,::1], uint8[::1], int16[::1], int64[:,::1], int64, int64)", cache=True, nogil=True)
 def drain(tables, touched, slots, rows, used, sign):
     low = np.uint64((1 << 40) - 1)

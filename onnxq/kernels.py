@@ -31,6 +31,11 @@ def observe_columns(x: Array, low: Array, high: Array, total: Array, tables: Arr
     _compiled().observe_columns(x.view(np.uint32), x, low, high, total, tables, touched)
 
 
+def observe_blocks(x: Array, first: int, low: Array, high: Array, total: Array, tables: Array, touched: Array) -> None:
+    """The same for x (blocks, n, lanes), see blocks.Blocks; its first block is the one with number `first`."""
+    _compiled().observe_blocks(x.view(np.uint32), x, first, low, high, total, tables, touched)
+
+
 def drain(tables: Array, touched: Array, slots: Array, rows: Array, used: int, sign: int) -> int:
     """Add the tables' content, times sign, to rows (pages, 129) int64 by slots (512,) of the pages, and clear them.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq import kernels
+from onnxq.blocks import Blocks
 
 BINS_A_PAGE = 128
 PAGES = 512
@@ -81,12 +82,12 @@ class Extent:
         return float(self.low.min()), float(self.high.max())
 
 
-def observe(x: np.ndarray, axis: int | None, pages: Pages, sign: int = 1) -> Extent:
+def observe(x: np.ndarray | Blocks, axis: int | None, pages: Pages, sign: int = 1) -> Extent:
     """Add a float32 array's elements to the pages, or take them away, and see its extent along an axis, in one pass."""
+    if isinstance(x, Blocks):
+        return _observe_blocks(x, axis, pages, sign)
     channels = 1 if axis is None else x.shape[axis]
-    keys = np.empty((2, channels), np.int32)
-    keys[0], keys[1] = LAST_KEY, FIRST_KEY
-    total, scratch = np.zeros(0 if axis is None else channels), _scratch()
+    keys, total, scratch = _no_keys(channels), np.zeros(0 if axis is None else channels), _scratch()
     for part, is_rows in _parts(x, axis):
         kernel = kernels.observe_rows if is_rows else kernels.observe_columns
         kernel(part, keys[0], keys[1], total, *scratch)
@@ -95,11 +96,24 @@ def observe(x: np.ndarray, axis: int | None, pages: Pages, sign: int = 1) -> Ext
     return Extent(low, high, total)
 
 
-def observe_numpy(x: np.ndarray, axis: int | None, pages: Pages) -> Extent:
+def _observe_blocks(x: Blocks, axis: int | None, pages: Pages, sign: int) -> Extent:
+    """The extent is by channel (C,) in any case; sums only where axis is 1."""
+    keys, total, scratch = _no_keys(x.shape[1]), np.zeros(0 if axis is None else x.shape[1]), _scratch()
+    for part, first in _block_parts(x):
+        kernels.observe_blocks(part, first, keys[0], keys[1], total, *scratch)
+        pages.drain(*scratch, sign)
+    low, high = _as_float(keys)
+    return Extent(low, high, total)
+
+
+def observe_numpy(x: np.ndarray | Blocks, axis: int | None, pages: Pages) -> Extent:
     """What `observe` does, in plain numpy: the oracle of the compiled kernels, additions in their order.
 
     A row is summed in eight lanes, element k in lane k % 8 from the start of each block of 4,096, then the lanes by halves.
+    Of Blocks each lane is summed in eight parts, row r in part r % 8 from the start of each 4,096 elements, then the parts.
     """
+    if isinstance(x, Blocks):
+        return _observe_blocks_numpy(x, axis, pages)
     channels = 1 if axis is None else x.shape[axis]
     low, high, total = np.full(channels, np.inf, np.float32), np.full(channels, -np.inf, np.float32), np.zeros(channels)
     pages.count_numpy(x.reshape(-1).view(np.uint32))
@@ -112,6 +126,28 @@ def observe_numpy(x: np.ndarray, axis: int | None, pages: Pages) -> Extent:
             )
             total[c] += _sum_in_lanes(row) if is_rows else row.astype(np.float64)
     return Extent(low + np.float32(0), high + np.float32(0), total[: 0 if axis is None else channels])
+
+
+def _observe_blocks_numpy(x: Blocks, axis: int | None, pages: Pages) -> Extent:
+    plain, channels, lanes = x.plain(), x.shape[1], x.values.shape[2]
+    pages.count_numpy(plain.reshape(-1).view(np.uint32))
+    total, sums = np.zeros(channels), np.zeros(-(-channels // lanes) * lanes)
+    for part, first in _block_parts(x):
+        for k, block in enumerate(part):
+            start = (first + k) % (len(sums) // lanes) * lanes
+            for row in _in_eight_parts(block):
+                sums[start : start + lanes] += row
+    total += sums[:channels]
+    low, high = plain.min((0, 2, 3)), plain.max((0, 2, 3))
+    return Extent(low + np.float32(0), high + np.float32(0), total[: 0 if axis is None else channels])
+
+
+def _in_eight_parts(rows: np.ndarray) -> np.ndarray:
+    parts = np.zeros((8, rows.shape[1]))
+    for start in range(0, len(rows), 4096 // rows.shape[1]):
+        for k, row in enumerate(rows[start : start + 4096 // rows.shape[1]]):
+            parts[k % 8] += row
+    return parts
 
 
 def _sum_in_lanes(row: np.ndarray) -> float:
@@ -140,6 +176,25 @@ def _parts(x: np.ndarray, axis: int | None) -> Iterator[tuple[np.ndarray, bool]]
         yield from ((flat[None, k : k + MOST_AT_ONCE], True) for k in range(0, flat.size, MOST_AT_ONCE))
     else:  # a block of rows of all channels is too large: channels are moved last, a slow way for rare tensors
         yield from _parts(np.ascontiguousarray(np.moveaxis(x, axis, -1)), -1)
+
+
+def _block_parts(x: Blocks) -> Iterator[tuple[np.ndarray, int]]:
+    """The blocks, or parts of their rows, in pieces of at most MOST_AT_ONCE elements; and the number of the first block."""
+    blocks, rows, lanes = x.values.shape
+    step = MOST_AT_ONCE // (rows * lanes)
+    if step:
+        yield from ((x.values[k : k + step], k) for k in range(0, blocks, step))
+        return
+    step = max(1, MOST_AT_ONCE // lanes)
+    for k in range(blocks):
+        yield from ((x.values[k : k + 1, start : start + step], k) for start in range(0, rows, step))
+
+
+def _no_keys(channels: int) -> np.ndarray:
+    """Least and largest elements (2, channels) as ordered bits, before any element is seen."""
+    keys = np.empty((2, channels), np.int32)
+    keys[0], keys[1] = LAST_KEY, FIRST_KEY
+    return keys
 
 
 def _as_float(keys: np.ndarray) -> np.ndarray:

@@ -43,8 +43,11 @@ class Session:
         threads: int = 0,
         provider: str = CPU,
         config: Mapping[str, str] | None = None,
+        optimize: bool = True,
     ) -> None:
         options = _options(threads, config or {})
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             with _loadable(model) as source:
                 self._session = ort.InferenceSession(source, options, providers=[provider])
@@ -166,19 +169,29 @@ def sizes_of(proto: onnx.ModelProto, names: Iterable[str], feed: Feed) -> dict[s
 
 def optimized(model: onnx.ModelProto | str | Path, provider: str = CPU) -> onnx.ModelProto:
     """The graph that onnxruntime runs, at the EXTENDED level: integer nodes keep the name of their float node."""
-    options = _options(1, {})
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
-        options.optimized_model_filepath = str(path)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
-        try:
-            with _loadable(model) as source:
-                ort.InferenceSession(source, options, providers=[provider])
-        except Exception as error:
-            raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+        save_optimized(model, path, provider, ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
         return onnx.load(path, load_external_data=False)
+
+
+def save_optimized(
+    model: onnx.ModelProto | str | Path,
+    path: Path,
+    provider: str = CPU,
+    level: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+) -> None:
+    """Write the graph that onnxruntime runs here, its larger weights in a file beside it."""
+    options = _options(1, {})
+    options.graph_optimization_level = level
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
+    try:
+        with _loadable(model) as source:
+            ort.InferenceSession(source, options, providers=[provider])
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
 
 
 def check_provider(name: str) -> str:

@@ -16,6 +16,7 @@ from math import isfinite
 
 import numpy as np
 
+from onnxq.blocks import Blocks
 from onnxq.errors import CalibrationError
 from onnxq.exactsum import ExactSum
 from onnxq.pages import BINS_A_PAGE, Extent, Pages, observe
@@ -69,13 +70,13 @@ class TensorSketch:
         """Finite elements seen."""
         return sum(int(row[:BINS_A_PAGE].sum()) for page, row in self.pages.items() if page % 256 != NONFINITE_EXPONENT)
 
-    def update(self, x: np.ndarray, feed: int = 0) -> bool:
-        """Add an array of any shape, seen in feed number `feed`; whether all of it is finite.
+    def update(self, x: np.ndarray | Blocks, feed: int = 0) -> bool:
+        """Add an array of any shape, seen in feed number `feed`; whether all of it is finite. Blocks have channel axis 1.
 
         float16 and float64 are counted as float32. NaN and infinities are counted apart and left out of all else; the
         statistics by channel then leave out the whole array.
         """
-        x = np.ascontiguousarray(x, np.float32)
+        x = _counted(x)
         if x.size == 0:
             return True
         axis = self.channel_axis if x.ndim else None
@@ -98,9 +99,9 @@ class TensorSketch:
         extremes = None if channels is None else (channels.minimum, channels.maximum)
         return self.minimum, self.maximum, extremes
 
-    def forget(self, x: np.ndarray, feed: int, before: State) -> None:
+    def forget(self, x: np.ndarray | Blocks, feed: int, before: State) -> None:
         """Take away an array that was added last, and alone in its feed; `before` is the state that it was added to."""
-        x = np.ascontiguousarray(x, np.float32)
+        x = _counted(x)
         if x.size == 0:
             return
         axis = self.channel_axis if x.ndim else None
@@ -118,7 +119,7 @@ class TensorSketch:
             self.channels.total.add(-extent.total)
             self.channels.count -= x.size // len(extent.low)
 
-    def check(self, x: np.ndarray, where: str = "") -> None:
+    def check(self, x: np.ndarray | Blocks, where: str = "") -> None:
         """Raise CalibrationError unless x has as many channels as what was seen so far."""
         if self.channel_axis is None or self.channels is None or not x.ndim:
             return
@@ -128,8 +129,9 @@ class TensorSketch:
                 f"{where}the number of channels changes from {before} to {now} along axis {self.channel_axis}"
             )
 
-    def _count_nonfinite(self, x: np.ndarray, sign: int) -> tuple[float, float]:
+    def _count_nonfinite(self, x: np.ndarray | Blocks, sign: int) -> tuple[float, float]:
         """Count what is not finite; the (minimum, maximum) of the rest."""
+        x = x.plain() if isinstance(x, Blocks) else x
         finite = x[np.isfinite(x)]
         infinite = int(np.isinf(x).sum())
         self.inf_count += sign * infinite
@@ -250,3 +252,7 @@ class TensorSketch:
             series={int(k): (float(a), float(b)) for k, a, b in arrays["series"]},
             channels=channels,
         )
+
+
+def _counted(x: np.ndarray | Blocks) -> np.ndarray | Blocks:
+    return x if isinstance(x, Blocks) else np.ascontiguousarray(x, np.float32)

@@ -146,6 +146,17 @@ def test_a_generator_is_read_once(models: Path) -> None:
     assert read == list(range(12))
 
 
+@pytest.mark.parametrize("name", ["residual", "inverted_residual"])
+def test_a_memory_limit_changes_no_bit(models: Path, name: str) -> None:
+    images = np.load(models / "digits_calibration.npz")["image"][:8]
+    feeds = [{"image": image[None]} for image in images]
+    whole, bounded = (onnxq.calibrate(models / f"{name}.onnx", feeds, memory_limit=m, threads=1) for m in (None, 20_000))
+    assert whole.sketches.keys() == bounded.sketches.keys()
+    for tensor, sketch in whole.sketches.items():
+        one, other = sketch.to_arrays(), bounded.sketches[tensor].to_arrays()
+        assert all(np.array_equal(one[part], other[part]) for part in one), tensor
+
+
 def test_a_sample_that_does_not_fit_keeps_what_was_collected(models: Path, tmp_path: Path) -> None:
     images = np.load(models / "digits_calibration.npz")["image"]
 

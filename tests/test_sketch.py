@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import onnxq.pages
+from onnxq.blocks import Blocks
 from onnxq.errors import CalibrationError
 from onnxq.exactsum import ExactSum
 from onnxq.pages import Pages, observe, observe_numpy
@@ -71,6 +72,60 @@ def test_the_compiled_kernels_equal_their_numpy_form(bits: np.ndarray, axis: int
     np.testing.assert_array_equal(one.low, other.low)
     np.testing.assert_array_equal(one.high, other.high)
     np.testing.assert_array_equal(one.total, other.total)
+
+
+def in_blocks(x: np.ndarray, lanes: int, padding: float) -> Blocks:
+    """The tensor (N, C, H, W) as the runtime would give it, with anything in the lanes that are none of it."""
+    n, c, h, w = x.shape
+    padded = np.full((n, -(-c // lanes) * lanes, h, w), padding, np.float32)
+    padded[:, :c] = x
+    memory = padded.reshape(n, -1, lanes, h, w).transpose(0, 1, 3, 4, 2)
+    return Blocks.of(np.ascontiguousarray(memory).reshape(padded.shape), c, lanes)
+
+
+IMAGES = st.sampled_from([(1, 3, 2, 2), (2, 16, 3, 5), (1, 20, 9, 4), (3, 8, 1, 1), (2, 33, 2, 7)])
+
+
+@given(
+    IMAGES.flatmap(lambda shape: hnp.arrays(np.uint32, shape)),
+    st.sampled_from([8, 16]), st.sampled_from([None, 1]), st.integers(20, 3000), st.sampled_from([0.0, np.nan, 1e30]),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_blocks_of_channels_count_as_their_tensor(
+    bits: np.ndarray, lanes: int, axis: int | None, most: int, padding: float
+) -> None:
+    x = bits.view(np.float32)
+    x = np.where(np.isfinite(x), x, np.float32(1.5))
+    blocks = in_blocks(x, lanes, padding)
+    np.testing.assert_array_equal(blocks.plain(), x)
+    assert (blocks.shape, blocks.size, blocks.ndim) == (x.shape, x.size, x.ndim)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxq.pages, "MOST_AT_ONCE", most)
+        compiled, oracle, plain = Pages(), Pages(), Pages()
+        one, other = observe(blocks, axis, compiled), observe_numpy(blocks, axis, oracle)
+        same = observe(x, axis, plain)
+    assert_same(compiled, oracle)
+    assert_same(compiled, plain)
+    for name in ("low", "high", "total"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.ends == same.ends
+    if axis is not None:
+        np.testing.assert_array_equal(one.low, same.low)
+        np.testing.assert_allclose(one.total, same.total, rtol=1e-9, atol=1e-9 * float(np.abs(x).astype(float).sum()))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_sketch_of_blocks_leaves_out_what_is_not_finite(bad: float) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 20, 3, 3)).astype(np.float32)
+    one, other = TensorSketch(channel_axis=1), TensorSketch(channel_axis=1)
+    x[1, 17, 2, 1] = bad
+    assert not one.update(in_blocks(x, 16, 0.0))
+    assert not other.update(x)
+    assert equal(one, other)
+    before = one.state()
+    one.update(in_blocks(x + 1, 16, 0.0), 1)
+    one.forget(in_blocks(x + 1, 16, 0.0), 1, before)
+    assert equal(one, other)
 
 
 def test_what_is_not_finite_is_seen() -> None:
