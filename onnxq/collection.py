@@ -302,7 +302,7 @@ def _countable(value: np.ndarray | Blocks, axis: int | None) -> np.ndarray | Blo
     """The value as a sketch takes it without a further copy."""
     if isinstance(value, Blocks) and axis in (None, 1):
         return value
-    return np.ascontiguousarray(_plain(value), np.float32)
+    return np.require(_plain(value), np.float32, ["C", "W"])
 
 
 def _plain(value: np.ndarray | Blocks) -> np.ndarray:

@@ -255,4 +255,5 @@ class TensorSketch:
 
 
 def _counted(x: np.ndarray | Blocks) -> np.ndarray | Blocks:
-    return x if isinstance(x, Blocks) else np.ascontiguousarray(x, np.float32)
+    """As the kernels take it: contiguous, and not marked as read-only."""
+    return x if isinstance(x, Blocks) else np.require(x, np.float32, ["C", "W"])
