@@ -69,7 +69,7 @@ class Samples:
         empty = True
         for sample in self.raw():
             empty = False
-            sample = _labelled(sample, self._inputs)
+            sample = _as_floats_of(_labelled(sample, self._inputs), self._inputs)
             check(sample, self._inputs)
             yield sample
         if empty:
@@ -114,7 +114,7 @@ def fed_back(samples: Samples, session: Session, states: Mapping[str, str], inpu
                 if name not in feed:
                     shape = [1 if d is None else d for d in of[name].shape or ()]
                     feed[name] = state.get(name, np.zeros(shape, of[name].dtype))
-            full = _labelled(Sample(feed, sample.label, sample.where), inputs)
+            full = _as_floats_of(_labelled(Sample(feed, sample.label, sample.where), inputs), inputs)
             check(full, inputs)
             results = session.run(full.feed, full.where)
             state = {name: results[output] for output, name in states.items()}
@@ -230,6 +230,15 @@ def _labelled(sample: Sample, inputs: Sequence[TensorInfo]) -> Sample:
         return sample
     feed = {name: array for name, array in sample.feed.items() if name not in labels}
     return Sample(feed, sample.feed[labels[0]], sample.where)
+
+
+def _as_floats_of(sample: Sample, inputs: Sequence[TensorInfo]) -> Sample:
+    """The sample with floats of another width than the model takes turned into those."""
+    wanted = {i.name: i.dtype for i in inputs if i.dtype is not None and i.dtype.kind == "f"}
+    other = {
+        k: a.astype(wanted[k]) for k, a in sample.feed.items() if a.dtype.kind == "f" and a.dtype != wanted.get(k, a.dtype)
+    }
+    return Sample({**sample.feed, **other}, sample.label, sample.where) if other else sample
 
 
 def _stacked(arrays: dict[str, np.ndarray], where: str, inputs: Sequence[TensorInfo]) -> Opened:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from onnxq.errors import ModelError
+from onnxq.precision import is_half, widen
 from onnxq.proto import (
     OWN_INITIALIZERS,
     bodies,
@@ -155,12 +156,16 @@ class Graph:
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto, folder: Path | None = None) -> Graph:
-        """The graph of a model. External data is looked up in `folder`; the proto is not changed.
+        """The graph of a model, computing in float32 where it is of 16-bit floats; the proto is not changed.
+
+        External data is looked up in `folder`.
 
         Raises ModelError when external data is missing, UnsupportedModelError for attributes that hold a type.
         """
         refuse_type_attributes(proto)
         proto = inline_functions(with_external_data(proto, folder))
+        if is_half(proto):
+            widen(proto)
         names = make_names_unique(proto)
         try:
             surgeon = gs.import_onnx(proto)

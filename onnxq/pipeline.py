@@ -24,6 +24,7 @@ from onnxq.graph import Graph, Variable
 from onnxq.images import ImageOptions
 from onnxq.model import Model, Observed, State, verify
 from onnxq.passmanager import UNPROVABLE, Pass, PassManager, PassRecord
+from onnxq.precision import is_half
 from onnxq.ranges import load as load_ranges
 from onnxq.ranges import to_toml
 from onnxq.recipe import Recipe
@@ -486,6 +487,10 @@ def _report(
         for r in records
         if r.name == UNPROVABLE
     ]
+    if is_half(prepared.source.proto):
+        report.notes.append(
+            "The model is of 16-bit floats: what is not integer computes in float32, inputs and outputs are kept."
+        )
     kept = {i.name for i in proto.graph.input}
     fixed = [i.name for i in prepared.source.proto.graph.input if i.name not in kept]
     if fixed and prepared.source.proto.ir_version >= 4:  # before, every initializer had to be an input as well

@@ -13,6 +13,8 @@ from onnx.external_data_helper import set_external_data
 
 from onnxq.errors import ModelError, OutputError, UnsupportedModelError
 from onnxq.files import write_whole
+from onnxq.precision import is_half, widen
+from onnxq.proto import with_external_data
 from onnxq.runtime import LARGEST_IN_MEMORY
 
 SMALLEST_BESIDE = 1024  # bytes of a tensor that goes into the file of weights
@@ -32,8 +34,15 @@ class Source:
 
     @property
     def loadable(self) -> Path | onnx.ModelProto:
-        """What the runtime loads: the file where there is one, so that it finds external data."""
-        return self.path or self.proto
+        """What the runtime loads: the file where there is one, so that it finds external data.
+
+        Most kernels of bfloat16 are missing on a CPU: such a model is given as one that computes in float32.
+        """
+        if not is_half(self.proto, (onnx.TensorProto.BFLOAT16,)):
+            return self.path or self.proto
+        twin = with_external_data(self.proto, self.folder)
+        widen(twin)
+        return twin
 
     @property
     def size(self) -> int:
@@ -55,9 +64,7 @@ class Source:
 
 
 def load_source(model: str | Path | bytes | onnx.ModelProto) -> Source:
-    """Read a float32 model. Raises ModelError where it is no ONNX model, UnsupportedModelError where it is of a kind that
-    is not quantized: already quantized, or of 16-bit floats.
-    """
+    """Read a float model. Raises ModelError where it is no ONNX model, UnsupportedModelError where it is quantized."""
     source = load_any(model)
     _check_kind(source)
     return source
@@ -109,18 +116,6 @@ def _check_kind(source: Source) -> None:
         raise UnsupportedModelError(
             f"{source.name} is already quantized: it holds {', '.join(sorted(quantized))}; "
             "give the float model it was made from"
-        )
-    graph = source.proto.graph
-    constants = [(n.output[0], a.t) for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t")]
-    half = [
-        name
-        for name, tensor in [*((t.name, t) for t in graph.initializer), *constants]
-        if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    ]
-    if half:
-        raise UnsupportedModelError(
-            f"{source.name} is a 16-bit float model (the first such weight is {half[0]}), which is not handled yet; "
-            "export it in float32"
         )
 
 

@@ -526,8 +526,8 @@ def test_samples_that_are_opened_again_keep_their_limit() -> None:
         ({"x": X[:1], "shfit": X[:1]}, "sample 0: the model has no input shfit; did you mean shift"),
         ({"x": X[:1]}, r"sample 0: there is no array for input shift; it holds \['x'\]"),
         (
-            {"x": X[:1], "shift": X[:1].astype(np.float64)},
-            "input shift is float64, the model takes float32; store it as float32",
+            {"x": X[:1], "shift": X[:1].astype(np.int64)},
+            "input shift is int64, the model takes float32; store it as float32",
         ),
         ({"x": X[:1], "shift": X[0]}, r"input shift has shape \[4\], the model takes \[\?, 4\]; give every sample"),
         ({"x": X[:1], "shift": X[:1, :3]}, r"input shift has shape \[1, 3\], the model takes \[\?, 4\]"),
@@ -536,6 +536,13 @@ def test_samples_that_are_opened_again_keep_their_limit() -> None:
 def test_a_feed_that_does_not_fit_is_named(feed: dict[str, np.ndarray], words: str) -> None:
     with pytest.raises(DataError, match=words):
         list(open_samples([feed], TWO))
+
+
+@pytest.mark.parametrize("width", [np.float16, np.float64])
+def test_floats_of_another_width_are_turned_into_those_that_the_model_takes(width: type) -> None:
+    (sample,) = open_samples([{"x": X[:1].astype(width), "shift": X[:1]}], TWO)
+    assert sample.feed["x"].dtype == np.float32
+    np.testing.assert_allclose(sample.feed["x"], X[:1], rtol=1e-3)
 
 
 def test_data_of_no_known_kind(tmp_path: Path) -> None:

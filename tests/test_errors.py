@@ -145,17 +145,11 @@ def test_missing_external_data(folder: Path, fails: Callable[..., None]) -> None
 
 def test_models_of_a_kind_that_is_not_quantized(folder: Path, fails: Callable[..., None]) -> None:
     for text, words in (
-        (tiny.HALF, "f.onnx is a 16-bit float model (the first such weight is w)"),
         (tiny.QUANTIZED, "f.onnx is already quantized: it holds DequantizeLinear, QuantizeLinear; give the float model"),
     ):
         tiny.write(folder / "f.onnx", text)
         fails("quantize f.onnx -o q.onnx --data d.npz", words)
         fails("calibrate f.onnx -o q.calib --data d.npz", words)
-    proto = tiny.model(tiny.HALF)
-    weight = proto.graph.initializer.pop()
-    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=weight))
-    onnx.save(proto, "f.onnx")
-    fails("quantize f.onnx -o q.onnx --data d.npz", "the first such weight is w")
 
 
 # ---- data
@@ -165,7 +159,7 @@ def test_models_of_a_kind_that_is_not_quantized(folder: Path, fails: Callable[..
     "feed, words",
     [
         ({"xx": X}, ["d.npz[0]: the model has no input xx; ", "x"]),
-        ({"x": X.astype(np.float64)}, ["d.npz[0]: input x is float64, the model takes float32"]),
+        ({"x": X.astype(np.int64)}, ["d.npz[0]: input x is int64, the model takes float32"]),
         ({"x": X[:, :3]}, ["d.npz[0]: input x has shape [1, 3], the model takes [?, 4]"]),
         ({"label": np.arange(8)}, ["d.npz[0]: there is no array for input x"]),
         ({"x": X[:0]}, ["d.npz is empty"]),
