@@ -80,7 +80,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command(epilog="Example: onnxq quantize model.onnx -o model.int8.onnx --data calibration/ --eval test.npz")
 def quantize(
-    model: Annotated[Path, typer.Argument(help="The float32 ONNX model.")],
+    model: Annotated[Path, typer.Argument(help="The ONNX model: of floats, or quantized already.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the quantized model goes.")],
     data: Data = None,
     evaluation: Annotated[
@@ -125,6 +125,9 @@ def quantize(
     on_nonfinite: OnNonfinite = "error",
     memory_limit: MemoryLimit = None,
     feedback: Feedback = None,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Of a quantized model: choose the ranges of activations anew.")
+    ] = False,
     image_size: Size = None,
     image_mean: Mean = None,
     image_std: Std = None,
@@ -148,7 +151,7 @@ def quantize(
             metric=metric, max_drop=max_drop, min_speedup=min_speedup, max_samples=max_samples, images=images,
             threads=threads, provider=provider, seed=seed, validate=not no_validate, force=force, dump_dir=dump_dir,
             on_nonfinite=on_nonfinite, memory_limit=_bytes(memory_limit),  # type: ignore[arg-type]
-            feedback=_states(feedback), progress=progress,
+            feedback=_states(feedback), recalibrate=recalibrate, progress=progress,
         )  # fmt: skip
     if report is not None:
         _write(report, result.to_json())

@@ -13,7 +13,7 @@ import numpy as np
 from onnxq.collection import Collecting
 from onnxq.errors import PassError
 from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds
-from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantType
+from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantType, as_type
 
 PER_CHANNEL_OPSET = 13
 WIDE_OPSET = 21
@@ -119,6 +119,7 @@ class Model:
     quantized_inputs: set[Reader] = field(default_factory=set)
     planned: set[str] = field(default_factory=set)  # nodes meant to run in integer kernels
     params: dict[str, QuantParams] = field(default_factory=dict)
+    trained: dict[str, QuantParams] = field(default_factory=dict)  # what tensors of a quantized model came in with
     ledger: dict[str, Entry] = field(default_factory=dict)
     calibration: Calibration | None = None
     reference: Graph | None = None
@@ -142,6 +143,7 @@ class Model:
             quantized_inputs=set(self.quantized_inputs),
             planned=set(self.planned),
             params=dict(self.params),
+            trained=dict(self.trained),
             ledger=dict(self.ledger),
             calibration=self.calibration,
             reference=self.reference,
@@ -161,6 +163,19 @@ class Model:
 
     def keep_float(self, node: Node, reason: Reason, detail: str = "") -> None:
         self.ledger[node.name] = Entry(node.op, State.FLOAT, reason, detail)
+
+    def scale_weight(self, node: Node, scaled: np.ndarray, factors: np.ndarray, axis: int | None) -> None:
+        """Give a layer its weight times factors (C,) along an axis; the parameters that it came with are scaled along.
+
+        They are lost where the axis is None, as the factors then lie along no single one.
+        """
+        old, new = node.inputs[1], self.graph.constant(node.inputs[1].name, scaled)
+        self.graph.set_input(node, 1, new)
+        params = self.trained.get(old.name)
+        if params is not None and axis is not None:
+            grid = as_type(params, params.type, PerAxis(axis), scaled.shape, symmetric=True)
+            if grid is not None and np.all(factors):  # centred, so that a negative factor is a change of sign
+                self.trained[new.name] = grid.scaled(np.abs(factors))
 
     def root(self, tensor: str) -> str:
         """The tensor whose parameters this one shares, itself where it shares none."""

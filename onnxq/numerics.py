@@ -131,6 +131,26 @@ def params_of_range(
     return QuantParams(scale, zero.astype(quant_type.dtype), quant_type, granularity)
 
 
+def as_type(
+    params: QuantParams, quant_type: QuantType, granularity: Granularity, shape: tuple[int, ...] | None, *, symmetric: bool
+) -> QuantParams | None:
+    """The same grid with codes of another type of as many bits, or by channel; None where there is none.
+
+    `shape` is that of the tensor, by which one scale is repeated for each channel.
+    """
+    if params.type.bits != quant_type.bits or params.type.dtype.itemsize != quant_type.dtype.itemsize:
+        return None
+    zero = params.zero_point.astype(np.int64) + (quant_type.qmin - params.type.qmin)
+    if symmetric and np.any(zero != (0 if quant_type.signed else (quant_type.qmax + 1) // 2)):
+        return None
+    scale = params.scale
+    if params.granularity != granularity:
+        if not isinstance(params.granularity, PerTensor) or not isinstance(granularity, PerAxis) or shape is None:
+            return None
+        scale, zero = (np.broadcast_to(a, shape[granularity.axis]) for a in (scale, zero))
+    return QuantParams(np.asarray(scale, np.float32), zero.astype(quant_type.dtype), quant_type, granularity)
+
+
 def broadcast(values: Array, granularity: Granularity, shape: tuple[int, ...]) -> Array:
     """`values` of a granularity, laid out so that they broadcast against a tensor of `shape`."""
     if isinstance(granularity, PerAxis):

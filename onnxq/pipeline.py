@@ -18,9 +18,9 @@ from onnxq import passes as p
 from onnxq.calibration import Calibration, hash_of_model
 from onnxq.collection import Collecting, Nonfinite
 from onnxq.data import Samples, fed_back, load_function, open_samples
-from onnxq.errors import CalibrationError, DataError, RecipeError, nearest
+from onnxq.errors import CalibrationError, DataError, ModelError, RecipeError, nearest
 from onnxq.files import check_writable
-from onnxq.graph import Graph, Variable
+from onnxq.graph import Constant, Graph, Variable
 from onnxq.images import ImageOptions
 from onnxq.model import Model, Observed, State, verify
 from onnxq.passmanager import UNPROVABLE, Pass, PassManager, PassRecord
@@ -31,10 +31,19 @@ from onnxq.recipe import Recipe
 from onnxq.recipe import load as load_recipe
 from onnxq.report import Report
 from onnxq.runtime import Session, TensorInfo
-from onnxq.source import Source, load_source, save
+from onnxq.source import Source, load_any, save
 
 Progress = Callable[[str, int, int | None], None]
 
+# What undoes a quantization that the model came with; once, before all else. The ranges are kept in Model.trained.
+RECOVER: tuple[type[Pass], ...] = (
+    p.FoldConstants,  # parameters may come through Constant and Identity; Q and DQ it leaves
+    p.ExpandQoperators,  # before the others, which know only Q and DQ
+    p.ExpandDynamic,
+    p.RemoveFakeQuantize,
+    p.FoldWeightDequantize,  # before remove-quantize-pairs, which is about activations
+    p.RemoveQuantizePairs,
+)
 # Float passes, run over and over until none finds work, then proved equal to the model that was loaded.
 FLOAT: tuple[type[Pass], ...] = (
     p.RaiseOpset,  # first: every later pass reads the attributes and inputs of opset 13
@@ -135,6 +144,7 @@ def quantize(
     on_nonfinite: Nonfinite = "error",
     memory_limit: int | None = None,
     feedback: Mapping[str, str] | None = None,
+    recalibrate: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Quantize a float32 ONNX model, check the result and compare it with the float model.
@@ -142,8 +152,9 @@ def quantize(
     `data` are calibration samples in any form that data.py lists; `eval` the ones to compare on, `data` where it is left
     out. `calibration` takes their place where statistics were collected before. With `output` the model is written there.
     `ranges` is a file that `Report.ranges_toml` wrote, with what was edited in it; these ranges are taken as they are.
-    `on_nonfinite`, `memory_limit` (bytes) and `feedback` are as in `calibrate`. Raises OnnxqError; a missed gate is no
-    error: it is in `Report.missed_gates`.
+    A model that comes in quantized, or trained for it, keeps the ranges that it has; with `recalibrate` those of activations
+    are chosen anew. `on_nonfinite`, `memory_limit` (bytes) and `feedback` are as in `calibrate`. Raises OnnxqError; a missed
+    gate is no error: it is in `Report.missed_gates`.
     """
     gates = {"max_drop": max_drop, "min_speedup": min_speedup}
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
@@ -153,7 +164,7 @@ def quantize(
     )  # fmt: skip
     if ranges is not None:
         chosen = chosen.model_copy(update={"override": chosen.override + load_ranges(Path(ranges))})
-    source = load_source(model)
+    source = load_any(model)
     out = None if output is None else Path(output)
     if out is not None:
         check_writable(out, force, source.files)
@@ -163,7 +174,7 @@ def quantize(
     prepared = _prepare(
         source, data, chosen, calibration=calibration, max_samples=max_samples, images=images, threads=threads,
         provider=provider, dump_dir=dump_dir, collecting=_collecting(on_nonfinite, memory_limit),
-        feedback=feedback, progress=progress,
+        feedback=feedback, recalibrate=recalibrate, progress=progress,
     )  # fmt: skip
     evaluation = None
     if eval is not None:
@@ -219,7 +230,7 @@ def calibrate(
     as *.partial.calib.
     """
     chosen = load_recipe(recipe, target=target)
-    source = load_source(model)
+    source = load_any(model)
     out = None if output is None else Path(output)
     if out is not None:
         check_writable(out, force, source.files)
@@ -299,13 +310,33 @@ def _prepare(
     dump_dir: str | Path | None = None,
     collecting: Collecting | None = None,
     feedback: Mapping[str, str] | None = None,
+    recalibrate: bool = False,
     progress: Progress | None = None,
 ) -> _Prepared:
     chosen = target.load(recipe.target).of_bits(recipe.weight_bits, recipe.activation_bits)
     device = runtime.check_provider(provider or chosen.provider)
     if data is None and calibration is None:
         raise DataError("there is no calibration data: activations need samples to choose their ranges; give --data FOLDER")
+    collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
+    collected = None if collected is None else collected.copy()
     graph = Graph.from_proto(source.proto, source.folder)
+    given = graph.to_proto()
+    digest, size = hash_of_model(given), given.ByteSize()
+    del given
+    if collected is not None and collected.source_hash != digest:
+        raise CalibrationError(
+            "the calibration file was made from another model (their contents differ); run onnxq calibrate on this one"
+        )
+    if collected is not None and not collected.probes:
+        raise CalibrationError("the calibration holds no probe feeds; collect it again with onnxq calibrate")
+    how = replace(collecting or Collecting(), threads=threads, progress=progress, source_hash=digest)
+    model = Model(graph, chosen, calibration=collected, collecting=how, threads=threads, progress=progress)
+    probes: list[dict[str, np.ndarray]] = []
+    manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
+    recovered = manager.run(model, _passes(RECOVER, recipe))  # before onnxruntime sees it: it cannot load all that comes
+    if recalibrate:
+        tensors = graph.tensors()
+        model.trained = {n: q for n, q in model.trained.items() if isinstance(tensors.get(n), Constant)}
     original = graph.to_proto()
     session = Session(original, threads=threads)
     inputs = runtime.with_unknown_ranks(session.inputs, original)
@@ -313,23 +344,11 @@ def _prepare(
     if samples is not None and feedback:
         samples = fed_back(samples, session, feedback, inputs)
     stream = session if feedback else None
-    del session  # its copy of the weights would stay through the float passes
-    collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
-    collected = None if collected is None else collected.copy()
-    digest = hash_of_model(original)
-    if collected is not None and collected.source_hash != digest:
-        raise CalibrationError(
-            "the calibration file was made from another model (their contents differ); run onnxq calibrate on this one"
-        )
-    if collected is not None and not collected.probes:
-        raise CalibrationError("the calibration holds no probe feeds; collect it again with onnxq calibrate")
-    probes = _probes(samples, collected)
-    how = replace(collecting or Collecting(), threads=threads, progress=progress, source_hash=digest)
-    model = Model(
-        graph, chosen, calibration=collected, samples=samples, collecting=how, threads=threads, progress=progress
-    )  # fmt: skip
-    manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
+    del session, original  # the copies of the weights would stay through the float passes
+    model.samples = samples
+    probes += _probes(samples, collected)
     model, records = manager.run_exact(model, _passes(FLOAT, recipe))
+    records = recovered + records
     if collected is not None and collected.graph_hash != hash_of_model(model.graph.to_proto()):
         raise CalibrationError(
             "the calibration was made with other float passes, another opset or another onnxq; collect it again with: "
@@ -337,7 +356,7 @@ def _prepare(
         )
     model.reference = model.graph.copy()
     model.excluded = _excluded(model.graph, recipe.exclude)
-    return _Prepared(source, digest, model, manager, records, inputs, device, original.ByteSize(), stream)
+    return _Prepared(source, digest, model, manager, records, inputs, device, size, stream)
 
 
 def _passes(kinds: Sequence[type[Pass]], recipe: Recipe) -> list[Pass]:
@@ -487,6 +506,12 @@ def _report(
         for r in records
         if r.name == UNPROVABLE
     ]
+    if _was_quantized(records):
+        kept = len(model.trained.keys() & model.params.keys())
+        report.notes.append(
+            f"The model was quantized already: it was taken back to floats, and {kept} ranges that it came with are kept. "
+            "What is called float here is the model as it was given."
+        )
     if is_half(prepared.source.proto):
         report.notes.append(
             "The model is of 16-bit floats: what is not integer computes in float32, inputs and outputs are kept."
@@ -507,6 +532,25 @@ def _report(
     return report
 
 
+def _was_quantized(records: Sequence[PassRecord]) -> bool:
+    return any(r.rewrites for r in records if r.name in {kind.name for kind in RECOVER[1:]})
+
+
+def _comparable(report: Report, source: Source, prepared: _Prepared) -> str | Path | onnx.ModelProto:
+    """The model as it was given, or, where it was quantized so that onnxruntime cannot load it, the floats it stands for."""
+    try:
+        Session(source.loadable, threads=1)
+    except ModelError as error:
+        if not _was_quantized(prepared.records):
+            raise
+        assert prepared.model.reference is not None
+        report.notes.append(
+            f"The model as it was given is not compared with: {error}. In its place is what it was taken back to."
+        )
+        return prepared.model.reference.to_proto()
+    return source.loadable
+
+
 def _validate(
     report: Report,
     source: Source,
@@ -519,7 +563,7 @@ def _validate(
     progress: Progress | None,
 ) -> None:
     threads, provider = prepared.model.threads, prepared.provider
-    original = source.loadable
+    original = _comparable(report, source, prepared)
     assert prepared.model.calibration is not None
     probe = prepared.model.calibration.probes[0]
     if samples is None:

@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import set_external_data
 
-from onnxq.errors import ModelError, OutputError, UnsupportedModelError
+from onnxq.errors import ModelError, OutputError
 from onnxq.files import write_whole
 from onnxq.precision import is_half, widen
 from onnxq.proto import with_external_data
@@ -63,13 +63,6 @@ class Source:
         return [self.folder / p for p in sorted(places)]
 
 
-def load_source(model: str | Path | bytes | onnx.ModelProto) -> Source:
-    """Read a float model. Raises ModelError where it is no ONNX model, UnsupportedModelError where it is quantized."""
-    source = load_any(model)
-    _check_kind(source)
-    return source
-
-
 def load_any(model: str | Path | bytes | onnx.ModelProto) -> Source:
     """Read a model of any kind. Raises ModelError where it is no ONNX model."""
     if isinstance(model, onnx.ModelProto):
@@ -102,21 +95,6 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     if missing is not None:
         raise ModelError(f"{where} is not an ONNX model, or is truncated: it has no {missing}; export the model again")
     return proto
-
-
-def _check_kind(source: Source) -> None:
-    weights = {t.name for t in source.proto.graph.initializer}
-    weights |= {n.output[0] for n in source.proto.graph.node if n.op_type == "Constant"}
-    # a weight that is stored in few bits and dequantized is no quantized activation: such layers pass as they are
-    nodes = [n for n in source.proto.graph.node if n.op_type != "DequantizeLinear" or n.input[0] not in weights]
-    ops = {n.op_type for n in nodes}
-    quantized = {o for o in ops if o.startswith(("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm"))}
-    quantized |= ops & {"MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"}
-    if quantized:
-        raise UnsupportedModelError(
-            f"{source.name} is already quantized: it holds {', '.join(sorted(quantized))}; "
-            "give the float model it was made from"
-        )
 
 
 def save(proto: onnx.ModelProto, path: Path) -> None:

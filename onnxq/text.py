@@ -24,7 +24,7 @@ import numpy as np
 
 from onnxq.graph import Constant, Graph, Node, Tensor, Variable
 from onnxq.model import Derived, Dynamic, Fixed, Model, Observed, Shared
-from onnxq.numerics import PerAxis, PerTensor, QuantType
+from onnxq.numerics import PerAxis, PerTensor, QuantParams, QuantType
 
 MOST_VALUES = 8
 MOST_FRACTIONS = 4
@@ -59,6 +59,8 @@ def to_text(subject: Graph | Model) -> str:
     if model is not None:
         tensors = graph.tensors().items()
         lines += [f"{name(t)}: {spec_text(model, t, name)}" for n, t in tensors if n in model.specs and id(t) in names]
+        shown = [(n, t) for n, t in tensors if n in model.trained and (id(t) in names or isinstance(t, Constant))]
+        lines += [f"{name(t)}: trained {params_text(model.trained[n])}" for n, t in shown]
         lines += [f"{name(n.outputs[0])}: sensitive" for n in graph.nodes if n.name in model.sensitive]
     return "\n".join(lines) + "\n"
 
@@ -73,14 +75,19 @@ def spec_text(model: Model, tensor: Tensor, name: Callable[[Tensor], str]) -> st
     if isinstance(spec, Dynamic):
         return "dynamic"
     params = spec.params if isinstance(spec, Fixed) else model.params.get(tensor.name)
-    kind = params.type if params is not None else spec.type if isinstance(spec, Observed) else QuantType.UINT8
-    grain = params.granularity if params is not None else spec.granularity if isinstance(spec, Observed) else PerTensor()
-    said = kind.value + (f" by axis {grain.axis}" if isinstance(grain, PerAxis) else "")
     if params is not None:
-        scale, zero = np.asarray(params.scale).reshape(-1), np.asarray(params.zero_point).reshape(-1)
-        numbers = ", ".join(f"{v:.3g}" for v in scale[:MOST_VALUES])
-        said += f", scale {numbers}, zero point {', '.join(str(v) for v in sorted(set(zero.tolist())))}"
-    return said
+        return params_text(params)
+    kind, grain = (spec.type, spec.granularity) if isinstance(spec, Observed) else (QuantType.UINT8, PerTensor())
+    return kind.value + (f" by axis {grain.axis}" if isinstance(grain, PerAxis) else "")
+
+
+def params_text(params: QuantParams) -> str:
+    """Type, granularity, scales and the zero points that there are."""
+    grain = params.granularity
+    scale, zero = np.asarray(params.scale).reshape(-1), np.asarray(params.zero_point).reshape(-1)
+    numbers = ", ".join(f"{v:.3g}" for v in scale[:MOST_VALUES])
+    said = params.type.value + (f" by axis {grain.axis}" if isinstance(grain, PerAxis) else "")
+    return f"{said}, scale {numbers}, zero point {', '.join(str(v) for v in sorted(set(zero.tolist())))}"
 
 
 def type_text(tensor: Tensor) -> str:

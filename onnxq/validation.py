@@ -170,8 +170,8 @@ def _number(result: Any) -> float:
 
 def _tally(column: _Column, reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> None:
     for name, array in reference.items():
-        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-            column.tallies.setdefault(name, _Tally()).add(array, got[name])
+        if isinstance(array, np.ndarray) and (array.dtype.kind == "f" or array.dtype in (np.int8, np.uint8)):
+            column.tallies.setdefault(name, _Tally()).add(array, got[name])  # a quantized model may give codes
 
 
 def _score(column: _Column, result: Mapping[str, np.ndarray], sample: Sample) -> None:

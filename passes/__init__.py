@@ -53,6 +53,11 @@ from onnxq.passes.place.annotate_attention import AnnotateAttention
 from onnxq.passes.place.annotate_compute import AnnotateCompute
 from onnxq.passes.place.annotate_embeddings import AnnotateEmbeddings
 from onnxq.passes.place.annotate_regions import AnnotateRegions
+from onnxq.passes.recover.expand_dynamic import ExpandDynamic
+from onnxq.passes.recover.expand_qoperators import ExpandQoperators
+from onnxq.passes.recover.fold_weight_dequantize import FoldWeightDequantize
+from onnxq.passes.recover.remove_fake_quantize import RemoveFakeQuantize
+from onnxq.passes.recover.remove_quantize_pairs import RemoveQuantizePairs
 from onnxq.passes.refine.correct_bias import CorrectBias
 from onnxq.passes.refine.repair_bias_overflow import RepairBiasOverflow
 from onnxq.passes.select.repair_saturation import RepairSaturation
@@ -62,6 +67,11 @@ from onnxq.passes.select.select_layers import SelectLayers
 PASSES = {
     p.name: p
     for p in (
+        ExpandQoperators,
+        ExpandDynamic,
+        RemoveFakeQuantize,
+        FoldWeightDequantize,
+        RemoveQuantizePairs,
         RaiseOpset,
         FoldConstants,
         InferShapes,

@@ -143,15 +143,6 @@ def test_missing_external_data(folder: Path, fails: Callable[..., None]) -> None
     fails("quantize e.onnx -o q.onnx --data d.npz", "external data of tensor w", "e.data", "put the data file next to")
 
 
-def test_models_of_a_kind_that_is_not_quantized(folder: Path, fails: Callable[..., None]) -> None:
-    for text, words in (
-        (tiny.QUANTIZED, "f.onnx is already quantized: it holds DequantizeLinear, QuantizeLinear; give the float model"),
-    ):
-        tiny.write(folder / "f.onnx", text)
-        fails("quantize f.onnx -o q.onnx --data d.npz", words)
-        fails("calibrate f.onnx -o q.calib --data d.npz", words)
-
-
 # ---- data
 
 

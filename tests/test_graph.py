@@ -156,7 +156,7 @@ def test_fresh_names_are_never_taken() -> None:
     assert graph.fresh("new") == "new_1"
 
 
-@pytest.mark.parametrize("kind", ["INT4", "UINT4", "BFLOAT16", "FLOAT16", "FLOAT8E4M3FN", "INT16", "UINT16"])
+@pytest.mark.parametrize("kind", ["INT4", "UINT4", "FLOAT8E4M3FN", "INT16", "UINT16"])
 def test_types_that_numpy_lacks_pass_through_untouched(kind: str) -> None:
     tensor = helper.make_tensor("w", getattr(TensorProto, kind), [5], [1, 0, 1, 1, 0])
     node = helper.make_node("Identity", ["w"], ["y"])

@@ -23,7 +23,8 @@ class EqualizeGates(Pass):
     Result:  %4 = Conv(%0, W / s, B / s);  %5 = Mul(%4, HardSigmoid(Mul(%4, s)));  %3 = Conv(%5, V * s)
              s by channel, powers of two: x g(x) / s = (x / s) g(s (x / s))
     Refused: the predicted noise does not fall below `gain` of what it was, or `silu_gain` for a SiLU, which loses its
-             integer kernels by it; something else reads %1 or %2; a weight or the bias is computed.
+             integer kernels by it; something else reads %1 or %2; a weight or the bias is computed; its ranges came with
+             the model.
 
     X. Hu et al., "I-LLM", arXiv 2405.17849, section 3.3, has the same for the gates of language models.
     """
@@ -50,6 +51,9 @@ class EqualizeGates(Pass):
             return False
         gain = self.silu_gain if op == "Sigmoid" else self.gain
         if model.excluded & {first.name, *(r.name for r in readers)}:
+            return False
+        if model.trained.keys() & {x.name, result.name, first.inputs[1].name, *(r.inputs[1].name for r in readers)}:
+            model.refuse(first, "its ranges came with the model")
             return False
         factors = choose_factors(after, readers, before=before, gain=gain)
         if factors is None:

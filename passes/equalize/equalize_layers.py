@@ -20,7 +20,7 @@ class EqualizeLayers(Pass):
     Given:   %1 = Conv(%0, W, B);  %2 = Relu(%1);  %3 = Conv(%2, V)          statistics of %2 by channel
     Result:  %4 = Conv(%0, W / s, B / s);  %5 = Relu(%4);  %3 = Conv(%5, V * s)        s by channel, powers of two
     Refused: the predicted noise does not fall below `gain` of what it was; something else reads %1 or %2; a weight or the
-             bias is computed.
+             bias is computed; its ranges came with the model.
     """
 
     name: ClassVar[str] = "equalize-layers"
@@ -42,6 +42,9 @@ class EqualizeLayers(Pass):
         if readers is None or sketch is None or sketch.channels is None or not has_constant_parameters(first):
             return False
         if model.excluded & {first.name, *(r.name for r in readers)}:
+            return False
+        if model.trained.keys() & {tensor.name, first.inputs[1].name, *(r.inputs[1].name for r in readers)}:
+            model.refuse(first, "its ranges came with the model")
             return False
         factors = choose_factors(sketch.channels, readers, gain=self.gain)
         if factors is None:

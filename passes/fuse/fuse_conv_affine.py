@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Graph, Node, input_at, is_float32, value
+from onnxq.graph import Node, input_at, is_float32, value
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
@@ -40,7 +40,7 @@ class FuseConvAffine(Pass):
                 elif (by_channel := _by_channel(constant, _channels(conv, weight), weight.ndim)) is None:
                     model.refuse(node, "its constant varies along another axis than the channels")
                 else:
-                    _fold(graph, conv, node, weight, bias, by_channel)
+                    _fold(model, conv, node, weight, bias, by_channel)
                     fused += 1
                 break
         return fused
@@ -71,12 +71,13 @@ def _scaled(conv: Node, weight: np.ndarray, c: np.ndarray) -> np.ndarray:
     return by_group.reshape(weight.shape)
 
 
-def _fold(graph: Graph, conv: Node, node: Node, weight: np.ndarray, bias: np.ndarray | None, c: np.ndarray) -> None:
+def _fold(model: Model, conv: Node, node: Node, weight: np.ndarray, bias: np.ndarray | None, c: np.ndarray) -> None:
+    graph = model.graph
     old = np.zeros(len(c)) if bias is None else bias.astype(np.float64)
     new = old + c if node.op == "Add" else old * c
     if node.op == "Mul":
         scaled = _scaled(conv, weight, c)
-        graph.set_input(conv, 1, graph.constant(conv.inputs[1].name, scaled.astype(weight.dtype)))
+        model.scale_weight(conv, scaled.astype(weight.dtype), c, 0 if conv.op == "Conv" else None)
     if node.op == "Add" or bias is not None:
         graph.set_input(conv, 2, graph.constant(f"{conv.name}_bias", new.astype(weight.dtype)))
     result = node.outputs[0]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Graph, Node, batchnorm_affine, input_at, value
+from onnxq.graph import Node, batchnorm_affine, input_at, value
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
@@ -38,13 +38,13 @@ class FuseConvBatchnorm(Pass):
             elif weight is None or (bias is None and input_at(conv, 2) is not None):
                 model.refuse(node, f"the weight or bias of {conv.name} is computed")
             else:
-                _fold(graph, conv, node, weight, bias, *affine)
+                _fold(model, conv, node, weight, bias, *affine)
                 fused += 1
         return fused
 
 
 def _fold(
-    graph: Graph,
+    model: Model,
     conv: Node,
     node: Node,
     weight: np.ndarray,
@@ -52,6 +52,7 @@ def _fold(
     scale: np.ndarray,
     shift: np.ndarray,
 ) -> None:
+    graph = model.graph
     if conv.op == "Conv":
         wide = scale.reshape(-1, *[1] * (weight.ndim - 1))
     else:  # (C, M / group, ...): output channel = group index * M / group + position on axis 1
@@ -60,7 +61,7 @@ def _fold(
         wide = np.broadcast_to(by_group, (groups, weight.shape[0] // groups, weight.shape[1]))
         wide = wide.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
     new_bias = shift if bias is None else bias.astype(np.float64) * scale + shift
-    graph.set_input(conv, 1, graph.constant(conv.inputs[1].name, (weight * wide).astype(weight.dtype)))
+    model.scale_weight(conv, (weight * wide).astype(weight.dtype), scale, 0 if conv.op == "Conv" else None)
     graph.set_input(conv, 2, graph.constant(f"{conv.name}_bias", new_bias.astype(weight.dtype)))
     result = node.outputs[0]
     graph.remove(node)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Graph, Node, batchnorm_affine, input_at, value
+from onnxq.graph import Node, batchnorm_affine, input_at, value
 from onnxq.model import Model
 from onnxq.passmanager import Pass
 
@@ -40,13 +40,13 @@ class FuseGemmBatchnorm(Pass):
             elif weight.ndim != 2 or len(linear.inputs[0].shape or ()) != 2:
                 model.refuse(node, f"{linear.name} is not known to be two-dimensional")
             else:
-                _fold(graph, linear, node, weight, bias, *affine)
+                _fold(model, linear, node, weight, bias, *affine)
                 fused += 1
         return fused
 
 
 def _fold(
-    graph: Graph,
+    model: Model,
     linear: Node,
     node: Node,
     weight: np.ndarray,
@@ -54,10 +54,12 @@ def _fold(
     scale: np.ndarray,
     shift: np.ndarray,
 ) -> None:
+    graph = model.graph
     wide = scale[:, None] if linear.attrs.get("transB", 0) else scale[None, :]
     old_bias = 0.0 if bias is None else linear.attrs.get("beta", 1.0) * bias.astype(np.float64)
     new_bias = old_bias * scale + shift
-    graph.set_input(linear, 1, graph.constant(linear.inputs[1].name, (weight * wide).astype(weight.dtype)))
+    axis = 0 if linear.attrs.get("transB", 0) else 1
+    model.scale_weight(linear, (weight * wide).astype(weight.dtype), scale, axis)
     graph.set_input(linear, 2, graph.constant(f"{linear.name}_bias", new_bias.astype(weight.dtype)))
     linear.op = "Gemm"
     if "beta" in linear.attrs:

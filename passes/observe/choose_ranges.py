@@ -12,7 +12,7 @@ import numpy as np
 from onnxq.errors import CalibrationError, RecipeError, nearest
 from onnxq.graph import Constant, Node, Tensor, Variable, clip_bounds
 from onnxq.model import Model, Observed, known_as
-from onnxq.numerics import QuantParams, params_of_range
+from onnxq.numerics import QuantParams, as_type, params_of_range
 from onnxq.observers import Auto, Observer, observer
 from onnxq.passmanager import Pass
 from onnxq.runtime import Session, exposed
@@ -29,7 +29,7 @@ class ChooseRanges(Pass):
 
     Where the tensor is a Relu's or Clip's output, the range is kept inside what these let through, as the runtime drops
     them only then. `overrides` holds (pattern, observer) pairs, a pattern being of tensor names or the type of the op that
-    makes the tensor; the last that matches counts.
+    makes the tensor; the last that matches counts. A tensor that came in quantized keeps its parameters, unless one matches.
     """
 
     name: ClassVar[str] = "choose-ranges"
@@ -54,11 +54,17 @@ class ChooseRanges(Pass):
             spec = model.specs.get(name)
             if not isinstance(spec, Observed) or isinstance(tensor, Constant) or name in model.params:
                 continue
+            kind = next((o for pattern, o in reversed(overrides) if _matches(name, makers[name], pattern)), None)
+            trained = model.trained.get(name) if kind is None else None
+            kept = None if trained is None else as_type(trained, spec.type, spec.granularity, None, symmetric=spec.symmetric)
+            if kept is not None:
+                model.params[name] = kept
+                chosen += 1
+                continue
             sketch = model.calibration.sketches.get(name) if model.calibration else None
             if sketch is None or not sketch.count:
                 raise CalibrationError(f"tensor {name} was empty in every sample; give data in which it is not")
-            kind = next((o for pattern, o in reversed(overrides) if _matches(name, makers[name], pattern)), default)
-            model.params[name] = _params(model, tensor, spec, sketch, kind)
+            model.params[name] = _params(model, tensor, spec, sketch, kind or default)
             chosen += 1
         return chosen
 

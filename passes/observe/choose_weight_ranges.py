@@ -10,7 +10,7 @@ import numpy as np
 from onnxq.errors import RecipeError
 from onnxq.graph import Constant
 from onnxq.model import Model, Observed
-from onnxq.numerics import Array, Granularity, PerAxis, QuantParams, fake_quantize, params_of_range
+from onnxq.numerics import Array, Granularity, PerAxis, QuantParams, as_type, fake_quantize, params_of_range
 from onnxq.observers import Observer, observer
 from onnxq.passmanager import Pass
 from onnxq.sketch import TensorSketch
@@ -24,7 +24,8 @@ class ChooseWeightRanges(Pass):
 
     Given:   specs: W observed, int8, per output channel, symmetric
     Result:  the graph unchanged; params: scale of each channel of W of least squared error (`method` mse), that of its
-             largest magnitude (`method` max), or that of the range that an observer chooses (its name)
+             largest magnitude (`method` max), or that of the range that an observer chooses (its name); a weight that came
+             in quantized keeps its scales
     Refused: nothing; a channel of zeros gets scale 1.
     """
 
@@ -43,9 +44,15 @@ class ChooseWeightRanges(Pass):
         for name, tensor in model.graph.tensors().items():
             spec = model.specs.get(name)
             if isinstance(tensor, Constant) and isinstance(spec, Observed) and name not in model.params:
-                model.params[name] = weight_params(np.asarray(tensor.values), spec, self.method)
+                values, trained = np.asarray(tensor.values), model.trained.get(name)
+                kept = None if trained is None else _kept(trained, spec, values.shape)
+                model.params[name] = kept or weight_params(values, spec, self.method)
                 chosen += 1
         return chosen
+
+
+def _kept(trained: QuantParams, spec: Observed, shape: tuple[int, ...]) -> QuantParams | None:
+    return as_type(trained, spec.type, spec.granularity, shape, symmetric=spec.symmetric)
 
 
 def weight_params(weight: Array, spec: Observed, method: str = "mse") -> QuantParams:

@@ -1,0 +1,94 @@
+"""Recovery: what Q and DQ nodes say of the tensors around them, for models that come in quantized."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnxq.graph import ONNX_DOMAINS, Constant, Graph, Node, Tensor, input_at, value
+from onnxq.numerics import PerAxis, PerTensor, QuantParams, QuantType, dequantize, quantize
+
+DOMAINS = (*ONNX_DOMAINS, "com.microsoft")
+TYPES = {t.value: t for t in (QuantType.INT8, QuantType.UINT8, QuantType.INT16, QuantType.UINT16, QuantType.INT32)}
+
+
+def find(graph: Graph, *op_types: str) -> list[Node]:
+    """The nodes of these types, of ONNX or of com.microsoft, which had some of them first."""
+    return [n for n in graph.nodes if n.op in op_types and n.domain in DOMAINS]
+
+
+def maker(graph: Graph, tensor: Tensor, *op_types: str) -> Node | None:
+    """The node that makes a tensor, if it is of one of these types."""
+    node = graph.producer(tensor)
+    return node if node is not None and node.op in op_types and node.domain in DOMAINS else None
+
+
+def params_at(node: Node) -> QuantParams | None:
+    """The parameters of a QuantizeLinear or DequantizeLinear; None where they are computed, in blocks, or of another type.
+
+    Without a zero point the type is that of the codes, and uint8 where nothing tells it.
+    """
+    scale, zero = input_at(node, 1), input_at(node, 2)
+    codes = node.inputs[0] if node.op == "DequantizeLinear" else node.outputs[0]
+    kind = zero.dtype if zero is not None else codes.dtype
+    return params_of(scale, zero, kind, node.attrs.get("axis", 1), blocked=bool(node.attrs.get("block_size", 0)))
+
+
+def params_of(
+    scale: Tensor | None, zero: Tensor | None, kind: object, axis: int, *, blocked: bool = False
+) -> QuantParams | None:
+    """Parameters of constants: scale () or (C,), zero point of the same shape, or None for 0."""
+    scales, zeros = value(scale), value(zero)
+    if blocked or scales is None or scales.dtype != np.float32 or (zero is not None and zeros is None):
+        return None
+    name = "uint8" if kind is None else "" if isinstance(kind, int) else np.dtype(kind).name  # type: ignore[call-overload]
+    if name not in TYPES or scales.ndim > 1:
+        return None
+    of = TYPES[name]
+    zeros = np.zeros(scales.shape, of.dtype) if zeros is None else zeros
+    if scales.size == 1:
+        return QuantParams(scales.reshape(()), zeros.reshape(-1)[:1].reshape(()), of, PerTensor())
+    return QuantParams(scales, np.broadcast_to(zeros, scales.shape), of, PerAxis(axis))
+
+
+def same(one: QuantParams, other: QuantParams) -> bool:
+    return (
+        one.type == other.type
+        and one.granularity == other.granularity
+        and np.array_equal(one.scale, other.scale)
+        and np.array_equal(one.zero_point, other.zero_point)
+    )
+
+
+def fits(params: QuantParams, shape: tuple[int, ...]) -> QuantParams | None:
+    """The parameters with their axis counted from the front of this shape; None where they do not fit it."""
+    if not isinstance(params.granularity, PerAxis):
+        return params
+    axis = params.granularity.axis + (len(shape) if params.granularity.axis < 0 else 0)
+    if not 0 <= axis < len(shape) or params.scale.shape != (shape[axis],):
+        return None
+    return replace(params, granularity=PerAxis(axis))
+
+
+def codes_of(graph: Graph, tensor: Tensor) -> np.ndarray | None:
+    """Integer codes that are known: a constant, or QuantizeLinear of one, with or without a Clip; else None."""
+    if isinstance(tensor, Constant):
+        return None if isinstance(tensor.dtype, int) else tensor.values
+    clip = maker(graph, tensor, "Clip")
+    if clip is not None:
+        codes, low, high = codes_of(graph, clip.inputs[0]), value(input_at(clip, 1)), value(input_at(clip, 2))
+        return None if codes is None or low is None or high is None else np.clip(codes, low, high)
+    node = maker(graph, tensor, "QuantizeLinear")
+    values = None if node is None else value(node.inputs[0])
+    params = None if node is None or values is None else params_at(node)
+    params = None if params is None or values is None else fits(params, values.shape)
+    if values is None or params is None or values.dtype != np.float32:
+        return None
+    return quantize(values, params)
+
+
+def floats_of(codes: np.ndarray, params: QuantParams) -> np.ndarray | None:
+    """The float32 values of codes; None where the parameters do not fit them."""
+    fitting = fits(params, codes.shape)
+    return None if fitting is None or codes.dtype != fitting.type.dtype else dequantize(codes, fitting)

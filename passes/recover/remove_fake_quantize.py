@@ -1,0 +1,118 @@
+"""remove-fake-quantize"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds, value
+from onnxq.model import Model
+from onnxq.numerics import PerAxis, PerTensor, QuantParams, QuantType, fake_quantize
+from onnxq.passmanager import Pass
+from onnxq.recovery import maker
+
+RANGES: dict[tuple[float | None, float | None], QuantType] = {
+    (-128.0, 127.0): QuantType.INT8,
+    (-127.0, 127.0): QuantType.INT8,
+    (0.0, 255.0): QuantType.UINT8,
+}
+
+
+@dataclass(frozen=True)
+class RemoveFakeQuantize(Pass):
+    """Take rounding that is spelled out in float ops off a tensor, and remember what it was rounded with.
+
+    Given:   %1 = Round(Clip(%0 / s + z, 0, 255));  %2 = (%1 - z) * s;  %3 = Conv(%2, W)     or without z
+    Result:  %3 = Conv(%0, W)                                                       trained: s and z of %0
+    Refused: a parameter is computed; the bounds are not those of 8 bits; the two scales differ; it is a graph output.
+
+    The Clip may be before or after the Round. A constant is rounded now.
+    """
+
+    name: ClassVar[str] = "remove-fake-quantize"
+
+    def apply(self, model: Model) -> int:
+        removed = 0
+        for node in model.graph.find("Round"):
+            found = _found(model.graph, node)
+            if found is None:
+                model.refuse(node, "it is not rounding to integers of 8 bits and back with constant parameters")
+                continue
+            source, result, params = found
+            if isinstance(source, Constant):
+                weight = model.graph.constant(f"{source.name}_rounded", fake_quantize(source.values, params))
+                model.trained[weight.name] = params
+                model.graph.replace_uses(result, weight)
+            else:
+                model.trained.setdefault(source.name, params)
+                model.graph.replace_uses(result, source)
+            removed += 1
+        model.graph.cleanup()
+        return removed
+
+
+def _found(graph: Graph, node: Node) -> tuple[Tensor, Tensor, QuantParams] | None:
+    bounds, before, after = None, node.inputs[0], node.outputs[0]
+    clip = maker(graph, before, "Clip")
+    if clip is not None:
+        bounds, before = clip_bounds(clip), clip.inputs[0]
+    zero, before = _constant_of(graph, maker(graph, before, "Add"), before)
+    divided = maker(graph, before, "Div", "Mul")
+    if divided is None:
+        return None
+    scale, source = _constant_of(graph, divided, before)
+    if scale is None or (divided.op == "Div" and divided.inputs[0] is not source):
+        return None
+    scale = np.asarray(scale if divided.op == "Div" else 1 / scale, np.float32)
+    reader = graph.sole_consumer(after)
+    if reader is not None and reader.op == "Clip":
+        bounds, after = clip_bounds(reader), reader.outputs[0]
+        reader = graph.sole_consumer(after)
+    if reader is not None and reader.op in ("Sub", "Add") and zero is not None:
+        taken, back = _constant_of(graph, reader, reader.outputs[0])
+        if taken is None or not np.array_equal(taken if reader.op == "Sub" else -taken, zero) or back is not after:
+            return None
+        after = reader.outputs[0]
+        reader = graph.sole_consumer(after)
+    elif zero is not None:
+        return None
+    if reader is None or reader.op not in ("Mul", "Div"):
+        return None
+    again, back = _constant_of(graph, reader, reader.outputs[0])
+    if again is None or back is not after or (reader.op == "Div" and reader.inputs[0] is not after):
+        return None
+    again = np.asarray(again if reader.op == "Mul" else 1 / again, np.float32)
+    kind = None if bounds is None else RANGES.get(bounds)
+    if kind is None or graph.is_output(reader.outputs[0]) or not np.allclose(scale, again, rtol=1e-6, atol=0):
+        return None
+    params = _params(again, zero, kind, source)
+    return None if params is None else (source, reader.outputs[0], params)
+
+
+def _constant_of(graph: Graph, node: Node | None, default: Tensor) -> tuple[np.ndarray | None, Tensor]:
+    """The constant operand of a node of two, and the other operand; None and `default` where there is none."""
+    if node is None:
+        return None, default
+    for k in (1, 0):
+        values = value(node.inputs[k])
+        if values is not None:
+            return values, node.inputs[1 - k]
+    return None, default
+
+
+def _params(scale: np.ndarray, zero: np.ndarray | None, kind: QuantType, source: Tensor) -> QuantParams | None:
+    """Of one number, or of one number a channel, laid out so that it broadcasts against a tensor of known values."""
+    zeros = np.zeros(scale.shape) if zero is None else np.broadcast_to(zero, scale.shape)
+    if not np.array_equal(zeros, np.rint(zeros)) or zeros.min() < kind.qmin or zeros.max() > kind.qmax or scale.min() <= 0:
+        return None
+    if scale.size == 1:
+        return QuantParams(scale.reshape(()), zeros.reshape(()).astype(kind.dtype), kind, PerTensor())
+    if not isinstance(source, Constant) or scale.ndim > source.values.ndim:
+        return None
+    wide = (1,) * (source.values.ndim - scale.ndim) + scale.shape
+    axes = [a for a, size in enumerate(wide) if size > 1]
+    if len(axes) != 1 or wide[axes[0]] != source.values.shape[axes[0]]:
+        return None
+    return QuantParams(scale.reshape(-1), zeros.reshape(-1).astype(kind.dtype), kind, PerAxis(axes[0]))

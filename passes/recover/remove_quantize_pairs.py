@@ -1,0 +1,93 @@
+"""remove-quantize-pairs"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.graph import Constant, Graph, Node, Tensor
+from onnxq.model import Model
+from onnxq.numerics import PerTensor, QuantParams
+from onnxq.passmanager import Pass
+from onnxq.recovery import find, maker, params_at, same
+
+UNBOUNDED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sum", "Mul", "BatchNormalization", "InstanceNormalization")
+CLIP_INPUTS = 11  # the first opset in which the bounds of Clip are inputs
+
+
+@dataclass(frozen=True)
+class RemoveQuantizePairs(Pass):
+    """Take QuantizeLinear and DequantizeLinear off an activation, and remember what it was quantized with.
+
+    Given:   %1 = QuantizeLinear(%0, s, z);  %2 = DequantizeLinear(%1, s, z);  %3 = Conv(%2, W)
+    Result:  %3 = Conv(%0, W)                                                       trained: s and z of %0
+             %4 = Clip(%0, 0, 255 * s);  %3 = Conv(%4, W)                           where z is the least code of its type
+    Refused: the two have other parameters, or by channel, or computed ones; what comes in are integers, of which only the
+             parameters are remembered.
+
+    A QuantizeLinear that has no codes for negative numbers may stand for a Relu or Clip too, which a quantizer took away:
+    where a layer or a sum is before it, its range is written out. A Clip of the codes between the two goes: its bounds are
+    those of a narrower type.
+    """
+
+    name: ClassVar[str] = "remove-quantize-pairs"
+
+    def apply(self, model: Model) -> int:
+        graph, removed, clipped = model.graph, 0, dict[Node, Tensor]()
+        for node in find(graph, "DequantizeLinear"):
+            params, result = params_at(node), node.outputs[0]
+            if params is None or not isinstance(params.granularity, PerTensor):
+                model.refuse(node, "its parameters are computed, by channel, in blocks, or of another type")
+                continue
+            quantizer = _quantizer(graph, node)
+            if quantizer is None:
+                removed += result.name not in model.trained
+                model.trained.setdefault(result.name, params)
+                model.refuse(node, "it reads integers that no QuantizeLinear makes")
+                continue
+            given = params_at(quantizer)
+            if given is None or not same(given, params):
+                model.refuse(node, "the QuantizeLinear before it has other parameters")
+                continue
+            source = quantizer.inputs[0]
+            if _may_stand_for_clip(graph, source, params):
+                source = clipped.get(quantizer) or _clipped(graph, source, params)
+                clipped[quantizer] = source
+            model.trained.setdefault(source.name, params)
+            if graph.is_output(result):
+                model.trained.setdefault(result.name, params)
+                graph.remove(node)
+                graph.insert("Identity", [source], [result])
+            else:
+                graph.replace_uses(result, source)
+            removed += 1
+        graph.cleanup()
+        return removed
+
+
+def _may_stand_for_clip(graph: Graph, source: Tensor, params: QuantParams) -> bool:
+    node = graph.producer(source)
+    return node is not None and node.op in UNBOUNDED and int(params.zero_point) == params.type.qmin
+
+
+def _clipped(graph: Graph, source: Tensor, params: QuantParams) -> Tensor:
+    """The tensor inside the range of its parameters."""
+    high = np.asarray(params.rmax, np.float32)
+    result = graph.variable(f"{source.name}_inside", source.dtype, source.shape)
+    if graph.opset < CLIP_INPUTS:
+        graph.insert("Clip", [source], [result], {"min": 0.0, "max": float(high)})
+    else:
+        low = np.zeros((), np.float32)
+        bounds = [graph.constant(f"{source.name}_low", low), graph.constant(f"{source.name}_high", high)]
+        graph.insert("Clip", [source, *bounds], [result])
+    return result
+
+
+def _quantizer(graph: Graph, node: Node) -> Node | None:
+    """The QuantizeLinear of an activation that a DequantizeLinear undoes."""
+    clip = maker(graph, node.inputs[0], "Clip")
+    codes = node.inputs[0] if clip is None else clip.inputs[0]
+    found = maker(graph, codes, "QuantizeLinear")
+    return None if found is None or isinstance(found.inputs[0], Constant) else found

@@ -1,0 +1,141 @@
+"""Models that come in quantized: taken back to floats, never quantized twice, with the ranges that they came with."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnxruntime import quantization as ort_quantization
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+
+import onnxq
+from onnxq import target
+from onnxq.graph import Graph
+from onnxq.model import Model
+from onnxq.numerics import PerAxis, PerTensor, QuantParams, as_type, dequantize
+from onnxq.numerics import QuantType as Type
+from onnxq.pipeline import RECOVER
+from onnxq.proof import compare
+from onnxq.runtime import Session, evaluate
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self, images: np.ndarray) -> None:
+        self._left = iter(images)
+
+    def get_next(self) -> Any:
+        image = next(self._left, None)
+        return None if image is None else {"image": image[None]}
+
+
+def images(models: Path, part: str = "calibration") -> np.ndarray:
+    return np.load(models / f"digits_{part}.npz")["image"]
+
+
+@pytest.fixture(params=["qdq", "qdq by channel", "qoperator", "dynamic"])
+def quantized(request: pytest.FixtureRequest, models: Path, tmp_path: Path) -> Path:
+    """The shipped residual network as onnxruntime quantizes it; kernels of this machine that saturate play no part."""
+    source, path = shutil.copy(models / "residual.onnx", tmp_path), tmp_path / "given.onnx"  # it writes beside the model
+    if request.param == "dynamic":
+        ort_quantization.quantize_dynamic(source, path, op_types_to_quantize=["MatMul", "Gemm"])
+    else:
+        ort_quantization.quantize_static(
+            source, path, Reader(images(models)[:32]),
+            quant_format=QuantFormat.QOperator if request.param == "qoperator" else QuantFormat.QDQ,
+            per_channel="by channel" in request.param, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+        )  # fmt: skip
+    return path
+
+
+def recovered(path: Path) -> Model:
+    model = Model(Graph.from_proto(onnx.load(path)), target.load("cpu"))
+    for kind in RECOVER:
+        kind().apply(model)
+    return model
+
+
+def test_what_comes_back_is_the_model_but_for_the_rounding_of_its_activations(quantized: Path, models: Path) -> None:
+    model = recovered(quantized)
+    proto = model.graph.to_proto()
+    onnx.checker.check_model(proto, full_check=True)
+    assert not [
+        n.op_type for n in proto.graph.node if "Quantize" in n.op_type or "QLinear" in n.op_type or "Integer" in n.op_type
+    ]
+    for image in images(models, "evaluation")[:8]:
+        feed = {"image": image[None]}
+        expected = evaluate(onnx.load(quantized), feed)
+        for name, array in evaluate(proto, feed).items():
+            assert compare(expected[name], array, 0.1) is None
+    assert model.trained
+
+
+def test_quantizing_it_keeps_the_ranges_and_the_accuracy(quantized: Path, models: Path, tmp_path: Path) -> None:
+    trained = recovered(quantized).trained
+    report = onnxq.quantize(
+        quantized, models / "digits_calibration.npz", eval=models / "digits_evaluation.npz", target="cpu",
+        output=tmp_path / "q.onnx", max_samples=200,
+    )  # fmt: skip
+    assert report.accuracy is not None
+    assert report.accuracy.drop is not None
+    assert report.accuracy.drop <= 1.0
+    assert any("quantized already" in note for note in report.notes)
+    numbers = [numpy_helper.to_array(t) for t in report.model.graph.initializer]
+    scales = {float(a) for a in numbers if a.dtype == np.float32 and not a.ndim}
+    # what a batch norm was folded into is gone; the last layer gives floats; a pool and a Flatten have what they read's range
+    activations = {n: p for n, p in trained.items() if not re.search("_weight$|Conv_output|logits", n)}
+    assert all(re.search("Pool|Flatten", n) or float(p.scale) in scales for n, p in activations.items()), activations.keys()
+    assert all(e.is_integer for e in report.ledger.values() if e.op in ("Conv", "Gemm"))
+
+
+def test_our_own_result_comes_out_as_it_went_in(models: Path, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    data = models / "digits_calibration.npz"
+    onnxq.quantize(models / "residual.onnx", data, target="cpu", output=once, max_samples=32, validate=False)
+    report = onnxq.quantize(once, data, target="cpu", output=twice, max_samples=32)
+    assert report.accuracy is not None
+    first, second = Session(once, threads=1), Session(twice, threads=1)
+    for image in images(models, "evaluation")[:16]:
+        expected, found = first.run({"image": image[None]}), second.run({"image": image[None]})
+        for name, array in expected.items():
+            assert compare(array, found[name], 0.05) is None
+
+    def codes(path: Path) -> list[bytes]:
+        weights = [t for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
+        return sorted(numpy_helper.to_array(t).tobytes() for t in weights)
+
+    repaired = next(r.rewrites for r in report.passes if r.name == "repair-saturation")
+    assert len(set(codes(once)) - set(codes(twice))) <= repaired
+
+
+def test_recalibrated_activations_have_ranges_of_their_own(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "given.onnx"
+    source = shutil.copy(models / "residual.onnx", tmp_path)
+    ort_quantization.quantize_static(source, path, Reader(3 * images(models)[:8]))  # far too wide
+    data = models / "digits_calibration.npz"
+    kept, anew = (onnxq.quantize(path, data, target="cpu", max_samples=32, recalibrate=r) for r in (False, True))
+    assert kept.ranges_toml != anew.ranges_toml
+    assert kept.accuracy is not None
+    assert anew.accuracy is not None
+
+
+@pytest.mark.parametrize("given, wanted", [(Type.UINT8, Type.INT8), (Type.INT8, Type.UINT8), (Type.UINT16, Type.INT16)])
+def test_parameters_of_another_type_are_those_of_the_same_grid(given: Type, wanted: Type) -> None:
+    middle = (given.qmin + given.qmax + 1) // 2
+    params = QuantParams(np.asarray(0.5, np.float32), np.array(middle + 3, given.dtype), given)
+    found = as_type(params, wanted, PerTensor(), None, symmetric=False)
+    assert found is not None
+    codes = np.array([given.qmin, middle, given.qmax], given.dtype)
+    moved = (codes.astype(np.int64) + wanted.qmin - given.qmin).astype(wanted.dtype)
+    np.testing.assert_array_equal(dequantize(codes, params), dequantize(moved, found))
+    assert as_type(params, wanted, PerTensor(), None, symmetric=True) is None
+    centred = QuantParams(np.asarray(0.5, np.float32), np.array(middle, given.dtype), given)
+    by_channel = as_type(centred, wanted, PerAxis(1), (4, 3), symmetric=True)
+    assert by_channel is not None
+    assert by_channel.scale.tolist() == [0.5] * 3
+    assert as_type(centred, Type.INT8 if given.bits == 16 else Type.INT16, PerTensor(), None, symmetric=False) is None
