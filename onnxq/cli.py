@@ -368,7 +368,8 @@ def targets() -> None:
 def main() -> None:
     """The command: errors are one message and an exit code, never a traceback."""
     try:
-        code = app(standalone_mode=False) or 0  # typer gives back what a command exits with, and does not raise it
+        # typer gives back what a command exits with, and does not raise it
+        code = app(prog_name="onnxq", standalone_mode=False) or 0
         if code == INTERRUPTED:  # so do some versions with an interrupt
             raise KeyboardInterrupt
         sys.exit(code)

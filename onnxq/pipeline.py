@@ -99,7 +99,7 @@ SELECT: tuple[type[Pass], ...] = (
     p.SelectLayers,  # and the repaired ones
 )
 REFINE: tuple[type[Pass], ...] = (
-    p.RepairBiasOverflow,  # changes weight parameters
+    p.RepairBiasScales,  # changes weight parameters
     p.CorrectBias,  # needs the final ones
 )
 LOWER: tuple[type[Pass], ...] = (

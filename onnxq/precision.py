@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from onnxq.errors import UnsupportedModelError
+from onnxq.errors import ModelError, UnsupportedModelError
 from onnxq.proto import bodies
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -94,8 +94,11 @@ def _widen_type(kind: onnx.TypeProto) -> None:
 
 
 def _to_float(tensor: TensorProto) -> None:
-    values = numpy_helper.to_array(tensor).astype("float32")
     name = tensor.name
+    try:
+        values = numpy_helper.to_array(tensor).astype("float32")
+    except ValueError as error:
+        raise ModelError(f"tensor {name} cannot be read: {error}; export the model again") from error
     tensor.CopyFrom(numpy_helper.from_array(values, name))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from onnxq.errors import ModelError, RecipeError, nearest
 Feed = Mapping[str, np.ndarray]
 CPU = "CPUExecutionProvider"
 LARGEST_IN_MEMORY = 1_800_000_000  # protobuf refuses messages of 2 GB
+SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ ")  # as in "/onnxruntime_src/onnxruntime/core/graph/graph.cc:1587 "
 EMULATED = {"session.disable_quant_qdq": "1"}  # Q and DQ run as they are written, in float: 32-bit-accumulating hardware
 
 
@@ -121,7 +123,19 @@ def with_unknown_ranks(inputs: Sequence[TensorInfo], proto: onnx.ModelProto) -> 
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    """What onnxruntime says, without the place in its sources and the signature of the function that said it."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    place = SOURCE_PLACE.search(text)
+    if place is not None:
+        start = max(text.find("(", place.end()), 0)
+        depth, end = 0, start
+        for end in range(start, len(text)):
+            depth += (text[end] == "(") - (text[end] == ")")
+            if depth == 0:
+                break
+        message = text[end + 1 :].removeprefix(" const").strip()
+        text = text[: place.start()] + message if message else text
+    return text[:300]
 
 
 def evaluate(proto: onnx.ModelProto, feed: Feed | None = None) -> dict[str, Any]:

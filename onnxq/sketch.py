@@ -70,6 +70,13 @@ class TensorSketch:
         """Finite elements seen."""
         return sum(int(row[:BINS_A_PAGE].sum()) for page, row in self.pages.items() if page % 256 != NONFINITE_EXPONENT)
 
+    def along(self, axis: int, rank: int) -> ChannelStatistics | None:
+        """The statistics by channel where the channels are those of an axis of a tensor of so many axes (0: not known)."""
+        mine = self.channel_axis
+        if mine is None or (mine != axis and (not rank or mine % rank != axis % rank)):
+            return None
+        return self.channels
+
     def update(self, x: np.ndarray | Blocks, feed: int = 0) -> bool:
         """Add an array of any shape, seen in feed number `feed`; whether all of it is finite. Blocks have channel axis 1.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import set_external_data
 
 from onnxq.errors import ModelError, OutputError
@@ -90,11 +91,24 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
         raise ModelError(
             f"{where} is not an ONNX file, or is truncated: {error}; copy it or export the model again"
         ) from error
+    if _has_broken_text(proto):
+        raise ModelError(f"{where} is damaged: a name in it is no text; copy it or export the model again")
     parts = {"graph": proto.graph.node, "outputs": proto.graph.output, "operator set": proto.opset_import}
     missing = next((name for name, part in parts.items() if not part), None)
     if missing is not None:
         raise ModelError(f"{where} is not an ONNX model, or is truncated: it has no {missing}; export the model again")
     return proto
+
+
+def _has_broken_text(message: Message) -> bool:
+    """Whether a name or another text in it is no UTF-8; protobuf then gives its bytes."""
+    for field, content in message.ListFields():
+        parts = content if isinstance(content, Sequence) and not isinstance(content, (str, bytes)) else [content]
+        if field.message_type is not None and any(_has_broken_text(part) for part in parts):
+            return True
+        if field.type == field.TYPE_STRING and not all(isinstance(part, str) for part in parts):
+            return True
+    return False
 
 
 def save(proto: onnx.ModelProto, path: Path) -> None:

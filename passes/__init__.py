@@ -59,7 +59,7 @@ from onnxq.passes.recover.fold_weight_dequantize import FoldWeightDequantize
 from onnxq.passes.recover.remove_fake_quantize import RemoveFakeQuantize
 from onnxq.passes.recover.remove_quantize_pairs import RemoveQuantizePairs
 from onnxq.passes.refine.correct_bias import CorrectBias
-from onnxq.passes.refine.repair_bias_overflow import RepairBiasOverflow
+from onnxq.passes.refine.repair_bias_scales import RepairBiasScales
 from onnxq.passes.select.repair_saturation import RepairSaturation
 from onnxq.passes.select.select_dynamic import SelectDynamic
 from onnxq.passes.select.select_layers import SelectLayers
@@ -116,7 +116,7 @@ PASSES = {
         SelectDynamic,
         SelectLayers,
         CorrectBias,
-        RepairBiasOverflow,
+        RepairBiasScales,
         InsertDynamic,
         QuantizeBiases,
         QuantizeWeights,

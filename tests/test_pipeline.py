@@ -513,3 +513,24 @@ def test_a_random_model_is_recorded_as_unprovable_and_keeps_its_passes() -> None
     report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
     assert any("differs from itself" in note for note in report.notes)
     assert not [r for r in report.passes if r.rolled_back]
+
+
+def test_a_tensor_that_is_read_along_two_axes_corrects_the_bias_of_one_reader_only() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[2, 3, 4] x) => (float[2, 4, 4] y, float[2, 3, 5] z) <float[4, 3, 1] w, float[4] b, float[4, 5] v, float[5] c>
+    { y = Conv (x, w, b)  m = MatMul (x, v)  z = Add (m, c) }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for info in proto.graph.value_info:
+        shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.uniform(-1, 1, shape).astype(np.float32), info.name))
+    del proto.graph.value_info[:]
+    offsets = np.array([0.0, 4.0, -8.0], np.float32)[:, None]  # of the channels as the Conv sees them
+    feeds = [{"x": rng.normal(size=(2, 3, 4)).astype(np.float32) * 0.1 + offsets} for _ in range(8)]
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    float_session, session = Session(proto, threads=1), Session(report.model, threads=1)
+    for feed in feeds:
+        expected, found = float_session.run(feed), session.run(feed)
+        for name in ("y", "z"):
+            error = (found[name] - expected[name]).mean((0, 2 if name == "y" else 1))
+            assert np.abs(error).max() < 0.1

@@ -87,7 +87,7 @@ def test_quantizing_it_keeps_the_ranges_and_the_accuracy(quantized: Path, models
     assert any("quantized already" in note for note in report.notes)
     numbers = [numpy_helper.to_array(t) for t in report.model.graph.initializer]
     scales = {float(a) for a in numbers if a.dtype == np.float32 and not a.ndim}
-    # what a batch norm was folded into is gone; the last layer gives floats; a pool and a Flatten have what they read's range
+    # what a batch norm was folded into is gone; the last layer gives floats; a pool and a Flatten have that before them
     activations = {n: p for n, p in trained.items() if not re.search("_weight$|Conv_output|logits", n)}
     assert all(re.search("Pool|Flatten", n) or float(p.scale) in scales for n, p in activations.items()), activations.keys()
     assert all(e.is_integer for e in report.ledger.values() if e.op in ("Conv", "Gemm"))

@@ -36,11 +36,12 @@ class CorrectBias(Pass):
                 continue
             sketch = model.calibration.sketches.get(node.inputs[0].name) if model.calibration else None
             weight = np.asarray(value(node.inputs[1]))
-            if sketch is None or sketch.channels is None or (node.op != "Conv" and weight.ndim != 2):
+            means = None if sketch is None else sketch.along(1 if node.op == "Conv" else -1, len(node.inputs[0].shape or ()))
+            if means is None or (node.op != "Conv" and weight.ndim != 2):
                 model.refuse(node, "no per-channel means of its input are known")
                 continue
             error = weight.astype(np.float64) - fake_quantize(weight, model.params_of(node.inputs[1].name))
-            shift = _mean_output(node, error, sketch.channels.mean)
+            shift = _mean_output(node, error, means.mean)
             if np.any(shift):
                 _add_to_bias(model, node, shift)
                 corrected += 1

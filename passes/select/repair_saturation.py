@@ -88,7 +88,7 @@ class RepairSaturation(Pass):
             best, least = np.asarray(errors.sum(1).argmin()), errors.sum(1).min()
         if errors[0].sum() <= least * (1 + 1e-9):
             return 0
-        inaudible = INAUDIBLE * sum(np.square(_outputs(node, rows[node.name])).sum() for node in nodes)
+        inaudible = INAUDIBLE * sum(np.square(_outputs(node, rows[node.name]), dtype=np.float64).sum() for node in nodes)
         if least <= max(self.tolerance * unsaturated, inaudible):
             model.params[name] = params.scaled(np.asarray(FACTORS, np.float32)[best])
         else:
