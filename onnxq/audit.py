@@ -106,7 +106,8 @@ def complete_ledger(model: Model, integer: set[str]) -> None:
     """Give every compute node of the reference, and every node that was placed, its line: the runtime says which kernel."""
     reference = model.reference
     assert reference is not None
-    dynamic = {n.name for n in model.graph.nodes if n.op == "MatMulInteger"}
+    made = [n for scope in model.graph.scopes() for n in scope.nodes]
+    dynamic = {n.name for n in made if n.op in ("MatMulInteger", "DynamicQuantizeLSTM")}
     for node in reference.nodes:
         entry = model.ledger.get(node.name)
         if node.name in integer:
@@ -116,9 +117,11 @@ def complete_ledger(model: Model, integer: set[str]) -> None:
             model.ledger[node.name] = Entry(node.op, State.FLOAT, Reason.SIMULATED if simulated else Reason.UNSUPPORTED)
         for body in [part for b in node.bodies for part in (b, *b.subgraphs(recursive=True))]:
             for inner in body.nodes:
-                if inner.op in FLOAT_KERNELS:
+                if inner.name in dynamic:
+                    model.ledger[inner.name] = Entry(inner.op, State.DYNAMIC)
+                elif inner.op in FLOAT_KERNELS:
                     model.ledger[inner.name] = Entry(inner.op, State.FLOAT, Reason.IN_BODY, f"body of {node.name}")
-    for name in [n for n, e in model.ledger.items() if e.is_integer and n not in integer]:
+    for name in [n for n, e in model.ledger.items() if e.is_integer and n not in integer | dynamic]:
         model.ledger[name] = Entry(model.ledger[name].op, State.FLOAT, Reason.NOT_FUSED)
 
 

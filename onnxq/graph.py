@@ -258,6 +258,20 @@ class Graph:
         """A graph whose nodes and tensors are new and whose arrays are shared."""
         return Graph(_copy(self._surgeon, {}), self._sidecar, self._body_initializers)
 
+    def scopes(self) -> list[Graph]:
+        """This graph, then every body in it, outer ones first, each to be read and changed as a graph of its own.
+
+        Names that are made in one of them are taken in all.
+        """
+        self._taken = self._taken or self._names()
+        found: list[Graph] = [self]
+        for part in self._surgeon.subgraphs(recursive=True):
+            part.ir_version = self._surgeon.ir_version  # else that of the newest onnx, for what is extracted from it
+            view = Graph(part, self._sidecar, self._body_initializers)
+            view._taken = self._taken
+            found.append(view)
+        return found
+
     # ---- reading
 
     @property

@@ -88,6 +88,7 @@ class Reason(Enum):
     SENSITIVE = "its rounding errors are too large in the outputs"
     SIMULATED = "no kernel has integers of this width: their rounding is simulated in float"
     IN_BODY = "it is in a body of a control-flow node"
+    SLOWER = "integers are not faster for it"
     CAPTURED = "only a body of a control-flow node reads its result"
 
 

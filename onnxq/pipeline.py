@@ -104,6 +104,7 @@ REFINE: tuple[type[Pass], ...] = (
 )
 LOWER: tuple[type[Pass], ...] = (
     p.InsertDynamic,  # before the rest, which would round these layers' weights and biases another way
+    p.InsertDynamicLstm,
     p.QuantizeBiases,  # while specs still tell whose scales a bias is derived from
     p.QuantizeWeights,
     p.GatherBeforeDequantize,

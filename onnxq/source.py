@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, Message
@@ -103,7 +104,7 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
 def _has_broken_text(message: Message) -> bool:
     """Whether a name or another text in it is no UTF-8; protobuf then gives its bytes."""
     for field, content in message.ListFields():
-        parts = content if isinstance(content, Sequence) and not isinstance(content, (str, bytes)) else [content]
+        parts: Any = content if isinstance(content, Sequence) and not isinstance(content, (str, bytes)) else [content]
         if field.message_type is not None and any(_has_broken_text(part) for part in parts):
             return True
         if field.type == field.TYPE_STRING and not all(isinstance(part, str) for part in parts):

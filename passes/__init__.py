@@ -38,6 +38,7 @@ from onnxq.passes.fuse.fuse_softmax import FuseSoftmax
 from onnxq.passes.lower.deduplicate_qdq import DeduplicateQdq
 from onnxq.passes.lower.gather_before_dequantize import GatherBeforeDequantize
 from onnxq.passes.lower.insert_dynamic import InsertDynamic
+from onnxq.passes.lower.insert_dynamic_lstm import InsertDynamicLstm
 from onnxq.passes.lower.insert_float_guards import InsertFloatGuards
 from onnxq.passes.lower.insert_qdq import InsertQdq
 from onnxq.passes.lower.insert_single_reads import InsertSingleReads
@@ -118,6 +119,7 @@ PASSES = {
         CorrectBias,
         RepairBiasScales,
         InsertDynamic,
+        InsertDynamicLstm,
         QuantizeBiases,
         QuantizeWeights,
         GatherBeforeDequantize,

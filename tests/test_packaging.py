@@ -73,6 +73,7 @@ ALLOWED = {  # what the files of a stage may import of onnxq
         "observers",
         "runtime",
         "sketch",
+        "weights",
     },
     "select": {
         "graph",
@@ -88,7 +89,7 @@ ALLOWED = {  # what the files of a stage may import of onnxq
         "sketch",
     },
     "refine": {"graph", "model", "numerics", "passmanager", "errors", "runtime", "sketch", "saturation"},
-    "lower": {"graph", "model", "numerics", "passmanager", "errors"},
+    "lower": {"graph", "model", "numerics", "passmanager", "errors", "weights"},
 }
 
 

@@ -47,7 +47,7 @@ FLOAT_BY_RULE = {  # of each shipped model: what stays float, and why
     "residual": set(),
     "inverted_residual": set(),
     "vision_transformer": {("MatMul", Reason.ATTENTION)},
-    "recurrent": {("LSTM", Reason.UNSUPPORTED)},
+    "recurrent": set(),
     "video": {("GRU", Reason.UNSUPPORTED)},
 }
 
@@ -63,7 +63,7 @@ def test_a_shipped_model_keeps_its_accuracy_in_integer_kernels(name: str, models
     assert accuracy.drop is not None
     assert accuracy.drop <= 0.5
     assert accuracy.emulated.outputs["logits"].sqnr > 30
-    assert report.quantized_bytes < (0.6 if name != "recurrent" else 1) * report.float_bytes
+    assert report.quantized_bytes < 0.6 * report.float_bytes
     found = {(e.op, e.reason) for e in report.ledger.values() if e.op in audit.COMPUTE and not e.is_integer}
     assert found == FLOAT_BY_RULE[name]
     assert not any(r.rolled_back for r in report.passes)
@@ -534,3 +534,26 @@ def test_a_tensor_that_is_read_along_two_axes_corrects_the_bias_of_one_reader_on
         for name in ("y", "z"):
             error = (found[name] - expected[name]).mean((0, 2 if name == "y" else 1))
             assert np.abs(error).max() < 0.1
+
+
+def test_an_lstm_in_a_body_runs_in_integers() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[7, 1, 16] x, bool c) => (float[7, 1, 1, 96] y) <float[1, 384, 16] w, float[1, 384, 96] r>
+    { y = If (c) <then_branch = t () => (float[7, 1, 1, 96] u) { two = Constant <value = float {2}> ()
+                    w2 = Mul (w, two)  u = LSTM <hidden_size = 96> (x, w2, r) },
+                  else_branch = e () => (float[7, 1, 1, 96] v) { v0 = LSTM <hidden_size = 96> (x, w, r)  v = Neg (v0) }> }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for info in proto.graph.value_info:
+        shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.uniform(-0.1, 0.1, shape).astype(np.float32), info.name)
+        )
+    del proto.graph.value_info[:]
+    feeds = [{"x": rng.normal(size=(7, 1, 16)).astype(np.float32), "c": np.array(flag)} for flag in (True, False)]
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    assert [e.state for e in report.ledger.values() if e.op == "LSTM"] == [State.DYNAMIC] * 2
+    assert report.quantized_bytes < 0.4 * report.float_bytes
+    for feed in feeds:
+        expected, found = Session(proto, threads=1).run(feed)["y"], Session(report.model, threads=1).run(feed)["y"]
+        assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()

@@ -42,6 +42,7 @@ class FoldConstants(Pass):
 
     Given:   %1 = Constant() {value};  %2 = Add(%1, float32[3]);  %3 = Mul(%0, %2)
     Result:  %3 = Mul(%0, float32[3])
+             in the bodies of control flow, too
     Refused: random ops, Q and DQ, control flow; the result is a graph output; the result has more than `largest` bytes
              and is larger than what it is computed from.
     """
@@ -50,7 +51,9 @@ class FoldConstants(Pass):
     largest: int = 16_000_000
 
     def apply(self, model: Model) -> int:
-        graph = model.graph
+        return sum(self._fold(model, graph) for graph in model.graph.scopes())
+
+    def _fold(self, model: Model, graph: Graph) -> int:
         folded = self._constant_nodes(graph)
         known = {id(t) for t in graph.tensors().values() if isinstance(t, Constant)}
         ready: list[Node] = []
@@ -60,7 +63,7 @@ class FoldConstants(Pass):
             if all(t.is_empty() or id(t) in known for t in node.inputs) and not any(map(graph.is_output, node.outputs)):
                 ready.append(node)
                 known.update(id(t) for t in node.outputs)
-        folded += self._evaluate(model, ready) if ready else 0
+        folded += self._evaluate(model, graph, ready) if ready else 0
         if folded:
             graph.cleanup()
         return folded
@@ -77,8 +80,8 @@ class FoldConstants(Pass):
             folded += 1
         return folded
 
-    def _evaluate(self, model: Model, ready: list[Node]) -> int:
-        graph, chosen = model.graph, set(ready)
+    def _evaluate(self, model: Model, graph: Graph, ready: list[Node]) -> int:
+        chosen = set(ready)
         outputs = [t for n in ready for t in n.outputs if t.name]
         outputs = [t for t in outputs if any(r not in chosen for r in t.outputs) or graph.is_captured(t)]
         part = graph.extract(ready, outputs)
