@@ -90,6 +90,10 @@ def quantize(
         Path | None, typer.Option("--calibration", metavar="FILE.calib", help="Statistics from onnxq calibrate.")
     ] = None,
     target: Target = None,
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", help="static, or dynamic: linear and LSTM layers, no data needed. [default: static]"),
+    ] = None,
     observer: Annotated[
         str | None,
         typer.Option("--observer", help="mse, kl, min-max, percentile{upper=99.9}, auto ... [default: mse]"),
@@ -146,9 +150,9 @@ def quantize(
     _check_report(save_ranges, force)
     with _progress(quiet or json_) as progress:
         result = onnxq.quantize(
-            model, data, output=output, eval=evaluation, calibration=calibration, target=target, observer=observer,
-            weight_bits=weight_bits, activation_bits=activation_bits, exclude=exclude, recipe=recipe, ranges=ranges,
-            metric=metric, max_drop=max_drop, min_speedup=min_speedup, max_samples=max_samples, images=images,
+            model, data, output=output, eval=evaluation, calibration=calibration, target=target, mode=mode,
+            observer=observer, weight_bits=weight_bits, activation_bits=activation_bits, exclude=exclude, recipe=recipe,
+            ranges=ranges, metric=metric, max_drop=max_drop, min_speedup=min_speedup, max_samples=max_samples, images=images,
             threads=threads, provider=provider, seed=seed, validate=not no_validate, force=force, dump_dir=dump_dir,
             on_nonfinite=on_nonfinite, memory_limit=_bytes(memory_limit),  # type: ignore[arg-type]
             feedback=_states(feedback), recalibrate=recalibrate, progress=progress,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ import onnx
 
 from onnxq import audit, proof, runtime, target, validation
 from onnxq import passes as p
-from onnxq.calibration import Calibration, hash_of_model
+from onnxq.calibration import Calibration, hash_of_feed, hash_of_model
 from onnxq.collection import Collecting, Nonfinite
 from onnxq.data import Samples, fed_back, load_function, open_samples
 from onnxq.errors import CalibrationError, DataError, ModelError, RecipeError, nearest
@@ -81,6 +82,13 @@ EQUALIZE: tuple[type[Pass], ...] = (  # float passes too, and proved; once, afte
     p.EqualizeLayers,
     p.EqualizeGates,
 )
+DYNAMIC: tuple[type[Pass], ...] = (  # all there is to mode dynamic, after the float passes
+    p.AnnotateCompute,
+    p.AnnotateDynamic,  # takes back what annotate-compute says of convolutions
+    p.ChooseWeightRanges,
+    p.InsertDynamic,
+    p.InsertDynamicLstm,
+)
 PLACE: tuple[type[Pass], ...] = (
     p.AnnotateCompute,  # what starts integer regions
     p.AnnotateAttention,  # after annotate-compute, whose reason for a product it makes more exact
@@ -125,6 +133,7 @@ def quantize(
     eval: Any = None,  # noqa: A002
     calibration: str | Path | Calibration | None = None,
     target: str | None = None,
+    mode: str | None = None,
     observer: str | None = None,
     weight_bits: int | None = None,
     activation_bits: int | None = None,
@@ -152,6 +161,7 @@ def quantize(
 
     `data` are calibration samples in any form that data.py lists; `eval` the ones to compare on, `data` where it is left
     out. `calibration` takes their place where statistics were collected before. With `output` the model is written there.
+    In mode "dynamic" no data is needed: MatMul, Gemm and LSTM quantize their input anew at every run, the rest stays float.
     `ranges` is a file that `Report.ranges_toml` wrote, with what was edited in it; these ranges are taken as they are.
     A model that comes in quantized, or trained for it, keeps the ranges that it has; with `recalibrate` those of activations
     are chosen anew. `on_nonfinite`, `memory_limit` (bytes) and `feedback` are as in `calibrate`. Raises OnnxqError; a missed
@@ -160,11 +170,15 @@ def quantize(
     gates = {"max_drop": max_drop, "min_speedup": min_speedup}
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
     chosen = load_recipe(
-        recipe, target=target, observer=observer, weight_bits=weight_bits, activation_bits=activation_bits,
+        recipe, target=target, mode=mode, observer=observer, weight_bits=weight_bits, activation_bits=activation_bits,
         exclude=patterns or None, gates=gates,
     )  # fmt: skip
     if ranges is not None:
         chosen = chosen.model_copy(update={"override": chosen.override + load_ranges(Path(ranges))})
+    if chosen.mode == "dynamic" and (calibration is not None or ranges is not None):
+        raise RecipeError(
+            "mode dynamic quantizes activations with the range of each run; leave --calibration and --ranges out"
+        )
     source = load_any(model)
     out = None if output is None else Path(output)
     if out is not None:
@@ -230,7 +244,7 @@ def calibrate(
     input), which the samples then need not hold: see data.fed_back. An interrupt writes what was collected beside `output`,
     as *.partial.calib.
     """
-    chosen = load_recipe(recipe, target=target)
+    chosen = load_recipe(recipe, target=target, mode="static")
     source = load_any(model)
     out = None if output is None else Path(output)
     if out is not None:
@@ -316,8 +330,11 @@ def _prepare(
 ) -> _Prepared:
     chosen = target.load(recipe.target).of_bits(recipe.weight_bits, recipe.activation_bits)
     device = runtime.check_provider(provider or chosen.provider)
-    if data is None and calibration is None:
-        raise DataError("there is no calibration data: activations need samples to choose their ranges; give --data FOLDER")
+    if data is None and calibration is None and recipe.mode == "static":
+        raise DataError(
+            "there is no calibration data: activations need samples to choose their ranges; give --data FOLDER, or "
+            "--mode dynamic"
+        )
     collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
     collected = None if collected is None else collected.copy()
     graph = Graph.from_proto(source.proto, source.folder)
@@ -345,9 +362,11 @@ def _prepare(
     if samples is not None and feedback:
         samples = fed_back(samples, session, feedback, inputs)
     stream = session if feedback else None
+    if recipe.mode == "dynamic":
+        model.calibration = _for_probes(samples, session, inputs)
     del session, original  # the copies of the weights would stay through the float passes
     model.samples = samples
-    probes += _probes(samples, collected)
+    probes += _probes(samples, model.calibration)
     model, records = manager.run_exact(model, _passes(FLOAT, recipe))
     records = recovered + records
     if collected is not None and collected.graph_hash != hash_of_model(model.graph.to_proto()):
@@ -385,6 +404,29 @@ def _probes(samples: Samples | None, calibration: Calibration | None) -> list[di
     return [] if calibration is None else calibration.probes[:2]
 
 
+def _for_probes(samples: Samples | None, session: Session, inputs: Sequence[TensorInfo]) -> Calibration:
+    """No statistics, but feeds to prove and to time with: the first samples, or made-up ones that the model takes."""
+    found = Calibration()
+    for k, sample in enumerate([] if samples is None else islice(samples, 4)):
+        found.keep_feed(k, sample.feed, hash_of_feed(sample.feed), 0.0)
+    rng = np.random.default_rng(0)
+    for size, filler in ((1, 0), (1, 1), (16, 1)) if samples is None else ():
+        feed = {}
+        for info in inputs:
+            if info.dtype is None or info.dtype.kind not in "fiub" or info.shape is None:
+                return found
+            shape = [size if d is None else d for d in info.shape]
+            made = rng.standard_normal(shape) if info.dtype.kind == "f" else np.full(shape, filler)
+            feed[info.name] = made.astype(info.dtype)
+        try:
+            session.run(feed)
+        except ModelError:
+            continue
+        found.keep_feed(0, feed, hash_of_feed(feed), 0.0)
+        break
+    return found
+
+
 def _excluded(graph: Graph, patterns: Sequence[str]) -> frozenset[str]:
     """The nodes that match a pattern by name, op type or output. A pattern that matches nothing is an error."""
     found: set[str] = set()
@@ -418,6 +460,8 @@ def _equalize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
 
 def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
     """Equalize, place, observe, select, refine, lower; then again from placing without what the runtime did not fuse."""
+    if recipe.mode == "dynamic":
+        return _quantize_dynamic(prepared, recipe)
     start, equalized = _equalize(prepared, recipe)
     while True:
         model = start.fork()
@@ -439,6 +483,20 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
     _stamp(model, recipe, prepared)
     prepared.model.unplaced, prepared.model.calibration = start.unplaced, start.calibration
     return model, prepared.records + equalized + records
+
+
+def _quantize_dynamic(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
+    """Weights in integers, activations quantized at every run; again without what the runtime did not fuse."""
+    while True:
+        model = prepared.model.fork()
+        records = prepared.manager.run(model, _passes(DYNAMIC, recipe))
+        integer = audit.run_in_integers(model.graph.to_proto(), model)
+        if model.planned <= integer:
+            break
+        prepared.model.unplaced |= model.planned - integer
+    audit.complete_ledger(model, integer)
+    _stamp(model, recipe, prepared)
+    return model, prepared.records + records
 
 
 def _counted(prepared: _Prepared, model: Model) -> Samples | None:
@@ -481,17 +539,19 @@ def _report(
     calibration, reference = model.calibration, model.reference
     assert calibration is not None
     assert reference is not None
-    probe = calibration.probes[0]
-    Session(proto, threads=model.threads).run(probe)  # the result loads and runs, or nothing is written
-    macs = audit.multiply_accumulates(reference, probe, model.threads)
+    session = Session(proto, threads=model.threads)  # the result loads and runs, or nothing is written
+    macs: dict[str, int] = {}
+    for probe in calibration.probes[:1]:
+        session.run(probe)
+        macs = audit.multiply_accumulates(reference, probe, model.threads)
     report = Report(
         model=proto,
         version=__version__,
         source=prepared.source.name,
         output=None if out is None else str(out),
         target=model.target.name,
-        observer=recipe.observer,
-        samples=calibration.samples,
+        observer=recipe.observer if recipe.mode == "static" else "of each run",
+        samples=calibration.samples if recipe.mode == "static" else 0,
         machine=runtime.machine(),
         passes=records,
         ledger=model.ledger,
@@ -566,9 +626,10 @@ def _validate(
     threads, provider = prepared.model.threads, prepared.provider
     original = _comparable(report, source, prepared)
     assert prepared.model.calibration is not None
-    probe = prepared.model.calibration.probes[0]
     if samples is None:
-        report.notes.append("No accuracy was measured: a calibration file holds statistics, not samples; give --eval.")
+        has_statistics = bool(prepared.model.calibration.sketches)
+        why = "a calibration file holds statistics, not samples" if has_statistics else "there is no data"
+        report.notes.append(f"No accuracy was measured: {why}; give --eval.")
     else:
         sessions = [
             Session(original, threads=threads),
@@ -580,6 +641,10 @@ def _validate(
         )
         if report.accuracy.kernel_effect:
             report.notes.append(report.accuracy.kernel_effect)
+    if not prepared.model.calibration.probes:
+        report.notes.append("Nothing was timed or proved: the model does not run on made-up inputs; give --data.")
+        return
     report.latency = validation.latency(
-        [original, report.model], probe, threads=threads or 1, provider=provider, seed=seed, progress=progress
-    )
+        [original, report.model], prepared.model.calibration.probes[0], threads=threads or 1, provider=provider, seed=seed,
+        progress=progress,
+    )  # fmt: skip

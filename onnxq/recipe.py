@@ -51,6 +51,7 @@ class Gates(_Strict):
 class Recipe(_Strict):
     schema_: Literal[1] = Field(default=1, alias="schema")
     target: str = "host"
+    mode: Literal["static", "dynamic"] = "static"
     observer: str = "mse"
     weight_bits: int = Field(default=8, ge=2, le=16)
     activation_bits: int = Field(default=8, ge=2, le=16)

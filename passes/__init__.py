@@ -52,6 +52,7 @@ from onnxq.passes.observe.collect_statistics import CollectStatistics
 from onnxq.passes.observe.share_concat_ranges import ShareConcatRanges
 from onnxq.passes.place.annotate_attention import AnnotateAttention
 from onnxq.passes.place.annotate_compute import AnnotateCompute
+from onnxq.passes.place.annotate_dynamic import AnnotateDynamic
 from onnxq.passes.place.annotate_embeddings import AnnotateEmbeddings
 from onnxq.passes.place.annotate_regions import AnnotateRegions
 from onnxq.passes.recover.expand_dynamic import ExpandDynamic
@@ -109,6 +110,7 @@ PASSES = {
         AnnotateAttention,
         AnnotateRegions,
         AnnotateEmbeddings,
+        AnnotateDynamic,
         CollectStatistics,
         ChooseRanges,
         ShareConcatRanges,
