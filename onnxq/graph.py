@@ -23,7 +23,7 @@ from onnxq.proto import (
     bodies,
     inline_functions,
     make_names_unique,
-    refuse_type_attributes,
+    refuse_types,
     restore_interface,
     with_external_data,
 )
@@ -160,9 +160,9 @@ class Graph:
 
         External data is looked up in `folder`.
 
-        Raises ModelError when external data is missing, UnsupportedModelError for attributes that hold a type.
+        Raises ModelError when external data is missing, UnsupportedModelError for types that are not handled.
         """
-        refuse_type_attributes(proto)
+        refuse_types(proto)
         proto = inline_functions(with_external_data(proto, folder))
         if is_half(proto):
             widen(proto)

@@ -85,9 +85,12 @@ EQUALIZE: tuple[type[Pass], ...] = (  # float passes too, and proved; once, afte
 DYNAMIC: tuple[type[Pass], ...] = (  # all there is to mode dynamic, after the float passes
     p.AnnotateCompute,
     p.AnnotateDynamic,  # takes back what annotate-compute says of convolutions
+    p.AnnotateEmbeddings,
     p.ChooseWeightRanges,
     p.InsertDynamic,
     p.InsertDynamicLstm,
+    p.QuantizeWeights,  # of embeddings
+    p.GatherBeforeDequantize,
 )
 PLACE: tuple[type[Pass], ...] = (
     p.AnnotateCompute,  # what starts integer regions

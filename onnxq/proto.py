@@ -22,9 +22,16 @@ def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from bodies(body)
 
 
-def refuse_type_attributes(proto: onnx.ModelProto) -> None:
+def refuse_types(proto: onnx.ModelProto) -> None:
+    """Raise UnsupportedModelError for sequences that come in, and for optional types anywhere."""
+    for info in proto.graph.input:
+        if info.type.HasField("sequence_type"):
+            raise UnsupportedModelError(f"input {info.name} takes a sequence of tensors, which samples do not hold")
     kinds = (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS)
     for graph in [proto.graph, *bodies(proto.graph)]:
+        for info in [*graph.input, *graph.output, *graph.value_info]:
+            if info.type.HasField("optional_type"):
+                raise UnsupportedModelError(f"tensor {info.name} is of a type that is not handled (Optional)")
         for node in graph.node:
             if any(a.type in kinds for a in node.attribute):
                 raise UnsupportedModelError(

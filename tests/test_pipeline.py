@@ -553,7 +553,7 @@ def test_an_lstm_in_a_body_runs_in_integers() -> None:
     feeds = [{"x": rng.normal(size=(7, 1, 16)).astype(np.float32), "c": np.array(flag)} for flag in (True, False)]
     report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
     assert [e.state for e in report.ledger.values() if e.op == "LSTM"] == [State.DYNAMIC] * 2
-    assert report.quantized_bytes < 0.6 * report.float_bytes  # each weight twice: as it is, and times two
+    assert report.quantized_bytes < 0.42 * report.float_bytes  # w is there twice: as it is, and times two
     for feed in feeds:
         expected, found = Session(proto, threads=1).run(feed)["y"], Session(report.model, threads=1).run(feed)["y"]
         assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
@@ -588,7 +588,8 @@ def test_mode_dynamic_takes_no_ranges(models: Path, tmp_path: Path) -> None:
 
 def test_a_model_that_no_made_up_input_fits_is_quantized_all_the_same() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
-    net (float[N, 4] x, int64[3] shape) => (float[A, B, C] y) <float[4, 6] w> { m = MatMul (x, w)  y = Reshape (m, shape) }"""
+    net (float[N, 4] x, int64[3] shape) => (float[A, B, C] y) <float[4, 6] w>
+    { m = MatMul (x, w)  y = Reshape (m, shape) }"""
     proto = onnx.parser.parse_model(text)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 6), np.float32), "w"))
     del proto.graph.value_info[:]

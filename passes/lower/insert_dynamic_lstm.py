@@ -25,21 +25,22 @@ class InsertDynamicLstm(Pass):
     Result:  %1, %2, %3 = com.microsoft.DynamicQuantizeLSTM(%0, W_q, R_q, B, ..., W_scale, W_zero_point, R_scale, ...)
              W_q (D, I, 4H) and R_q (D, H, 4H) with a scale for each gate of each unit; uint8 where the target saturates
     Refused: excluded by the user; the target has no such kernel; a weight is computed; it has peepholes or another layout;
-             fewer than `least` units, where integers gain nothing (measured: as fast as float at 64, twice as fast at 256).
+             fewer than `least` units, where integers gain nothing (tests/benchmarks/lstm.py: slower than float at 64 units,
+             faster from 128 on).
     """
 
     name: ClassVar[str] = "insert-dynamic-lstm"
     least: int = 96
 
     def apply(self, model: Model) -> int:
-        inserted = 0
+        inserted, made = 0, dict[tuple[str, int], list[Constant]]()
         for node in [n for scope in model.graph.scopes() for n in scope.find("LSTM")]:
             refusal = self._refusal(model, node)
             if refusal is not None:
                 model.keep_float(node, *refusal)
                 model.refuse(node, refusal[1] or refusal[0].value)
                 continue
-            _lower(model, node)
+            _lower(model, node, made)
             inserted += 1
         return inserted
 
@@ -60,8 +61,14 @@ class InsertDynamicLstm(Pass):
         return None
 
 
-def _lower(model: Model, node: Node) -> None:
-    parts = [_quantized(model, node.inputs[k]) for k in (1, 2)]
+def _lower(model: Model, node: Node, made: dict[tuple[str, int], list[Constant]]) -> None:
+    """`made` are the weights that are quantized already: several nodes may share one."""
+    parts = []
+    for tensor in node.inputs[1:3]:
+        key = (tensor.name, id(tensor))
+        if key not in made:
+            made[key] = _quantized(model, tensor)
+        parts.append(made[key])
     empty: list[Tensor] = [Variable.empty() for _ in range(PEEPHOLES + 1)]
     inputs = [input_at(node, k) or empty[k] for k in range(PEEPHOLES + 1)]
     inputs[1], inputs[2] = parts[0][0], parts[1][0]
