@@ -165,6 +165,17 @@ class Model:
     def keep_float(self, node: Node, reason: Reason, detail: str = "") -> None:
         self.ledger[node.name] = Entry(node.op, State.FLOAT, reason, detail)
 
+    def gains_a_dimension(self, node: Node) -> bool:
+        """Whether a constant of more dimensions than a product has is added to it.
+
+        onnxruntime takes it for the bias of a product that is quantized at run time, and gives a result of fewer dimensions.
+        """
+        add = self.graph.sole_consumer(node.outputs[0])
+        if add is None or add.op != "Add" or len(add.inputs) != 2:
+            return False
+        rank = len(node.outputs[0].shape) if node.outputs[0].shape is not None else 1
+        return any(isinstance(t, Constant) and len(t.shape or ()) > rank for t in add.inputs)
+
     def scale_weight(self, node: Node, scaled: np.ndarray, factors: np.ndarray, axis: int | None) -> None:
         """Give a layer its weight times factors (C,) along an axis; the parameters that it came with are scaled along.
 

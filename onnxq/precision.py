@@ -54,7 +54,9 @@ def widen(proto: onnx.ModelProto) -> None:
         interface = [*part.input, *part.output] if part is not graph else [i for i in part.input if i.name in overridable]
         for info in [*interface, *part.value_info]:
             _widen_type(info.type)
-    taken = {name for g in [graph, *bodies(graph)] for n in g.node for name in [*n.input, *n.output]}
+    parts = [graph, *bodies(graph)]
+    taken = {name for g in parts for n in g.node for name in [*n.input, *n.output]}
+    taken |= {t.name for g in parts for t in [*g.initializer, *g.input, *g.output]}
     after = []
     for info in given:
         inner = _free(f"{info.name}_float32", taken)
@@ -121,6 +123,9 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
                 for k, name in enumerate(names):
                     if name == old:
                         names[k] = new
-        for tensor in [*part.initializer] if part is graph else [*part.output]:  # a body may give what it captured
+        tensors = [*part.initializer] if part is graph else [*part.output]  # a body may give what it captured
+        own = {t.name for t in part.initializer}
+        tensors += [i for i in part.input if part is graph and i.name in own]  # an initializer that a caller may override
+        for tensor in tensors:
             if tensor.name == old:
                 tensor.name = new

@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 
-from onnxq.graph import ONNX_DOMAINS, Constant, Graph, Node, Tensor, input_at, value
+from onnxq.graph import ONNX_DOMAINS, Constant, Graph, Node, Tensor, clip_bounds, input_at, value
 from onnxq.numerics import PerAxis, PerTensor, QuantParams, QuantType, dequantize, quantize
 
 DOMAINS = (*ONNX_DOMAINS, "com.microsoft")
+CLIP_INPUTS = 11  # the first opset in which the bounds of Clip are inputs
+NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Sqrt", "Exp", "Softplus")
+HANDING_ON = (  # ops whose result holds nothing but what they read, or means of it
+    "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity", "Expand",
+    "DepthToSpace", "SpaceToDepth", "Tile", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax",
+)  # fmt: skip
 TYPES = {t.value: t for t in (QuantType.INT8, QuantType.UINT8, QuantType.INT16, QuantType.UINT16, QuantType.INT32)}
 
 
@@ -30,9 +37,18 @@ def params_at(node: Node) -> QuantParams | None:
     Without a zero point the type is that of the codes, and uint8 where nothing tells it.
     """
     scale, zero = input_at(node, 1), input_at(node, 2)
-    codes = node.inputs[0] if node.op == "DequantizeLinear" else node.outputs[0]
-    kind = zero.dtype if zero is not None else codes.dtype
+    kind = zero.dtype if zero is not None else _code_type(node)
     return params_of(scale, zero, kind, node.attrs.get("axis", 1), blocked=bool(node.attrs.get("block_size", 0)))
+
+
+def _code_type(node: Node) -> object:
+    """The type of the codes where no zero point tells it."""
+    if node.op == "QuantizeLinear":
+        said = int(node.attrs.get("output_dtype", 0))
+        return onnx.helper.tensor_dtype_to_np_dtype(said) if said else np.uint8
+    codes = node.inputs[0]
+    source = codes.inputs[0] if codes.inputs else None
+    return _code_type(source) if source is not None and source.op == "QuantizeLinear" else codes.dtype
 
 
 def params_of(
@@ -47,9 +63,45 @@ def params_of(
         return None
     of = TYPES[name]
     zeros = np.zeros(scales.shape, of.dtype) if zeros is None else zeros
-    if scales.size == 1:
+    if zeros.ndim > 1 or not scales.size or not zeros.size:
+        return None
+    if scales.size == 1 and np.all(zeros == zeros.reshape(-1)[0]):
         return QuantParams(scales.reshape(()), zeros.reshape(-1)[:1].reshape(()), of, PerTensor())
-    return QuantParams(scales, np.broadcast_to(zeros, scales.shape), of, PerAxis(axis))
+    if 1 not in (scales.size, zeros.size) and scales.size != zeros.size:
+        return None
+    scales, zeros = np.broadcast_arrays(scales.reshape(-1), zeros.reshape(-1))
+    return QuantParams(np.array(scales), np.array(zeros), of, PerAxis(axis))
+
+
+def inside(graph: Graph, source: Tensor, params: QuantParams) -> Tensor:
+    """The tensor as its QuantizeLinear lets it through, where codes that have nothing below zero may stand for a Relu.
+
+    A quantizer takes away a Relu or Clip in front of such codes: the tensor is clipped to their range, unless what makes it
+    shows that nothing in it is negative.
+    """
+    if int(params.zero_point) != params.type.qmin or _is_never_negative(graph, source):
+        return source
+    high = np.asarray(params.rmax, np.float32)
+    result = graph.variable(f"{source.name}_inside", source.dtype, source.shape)
+    if graph.opset < CLIP_INPUTS:
+        graph.insert("Clip", [source], [result], {"min": 0.0, "max": float(high)})
+    else:
+        low = graph.constant(f"{source.name}_low", np.zeros((), np.float32))
+        graph.insert("Clip", [source, low, graph.constant(f"{source.name}_high", high)], [result])
+    return result
+
+
+def _is_never_negative(graph: Graph, tensor: Tensor) -> bool:
+    node = graph.producer(tensor)
+    while node is not None and node.op in HANDING_ON and node.inputs:
+        tensor = node.inputs[0]
+        node = graph.producer(tensor)
+    if node is None:
+        return False
+    if node.op == "Clip":
+        low = clip_bounds(node)[0]
+        return low is not None and low >= 0
+    return node.op in NEVER_NEGATIVE
 
 
 def same(one: QuantParams, other: QuantParams) -> bool:

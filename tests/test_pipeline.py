@@ -596,3 +596,26 @@ def test_a_model_that_no_made_up_input_fits_is_quantized_all_the_same() -> None:
     report = onnxq.quantize(proto, mode="dynamic", target="cpu")
     assert [e.state for e in report.ledger.values()] == [State.DYNAMIC]
     assert any("does not run on made-up inputs" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("bias", [(1, 1, 6), (6,), (1, 6)])
+def test_a_bias_of_more_dimensions_keeps_the_shape_of_the_result(bias: tuple[int, ...]) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[2, 4] x) => (float[] y) <float[4, 6] w> { m = MatMul (x, w)  y = Add (m, b) }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (4, 6)), ("b", bias)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    del proto.graph.value_info[:], proto.graph.output[0].type.tensor_type.shape.dim[:]
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    report = onnxq.quantize(proto, mode="dynamic", target="cpu", validate=False)
+    feed = {"x": rng.normal(size=(2, 4)).astype(np.float32)}
+    assert Session(report.model).run(feed)["y"].shape == Session(proto).run(feed)["y"].shape
+
+
+def test_an_empty_weight_stays_as_it_is() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[2, 0] x) => (float[2, 6] y) { y = MatMul (x, w) }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((0, 6), np.float32), "w"))
+    report = onnxq.quantize(proto, mode="dynamic", target="cpu", validate=False)
+    assert [e.detail for e in report.ledger.values()] == ["its weight is empty"]

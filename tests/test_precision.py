@@ -89,3 +89,19 @@ def test_a_model_of_float16_is_quantized_between_its_own_types(tmp_path: Path) -
 def test_what_cannot_be_fed_is_refused(text: str, words: str) -> None:
     with pytest.raises(UnsupportedModelError, match=words):
         widen(tiny.model(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tiny (float16[N, 4] x) => (float16[N, 3] y) <float16[4, 3] w, float[3] y_float32> { y = MatMul (x, w) }",
+        "tiny (float16[N, 4] x, float[N] x_float32) => (float16[N, 3] y) <float16[4, 3] w> { y = MatMul (x, w) }",
+        "tiny (float16[N, 4] x) => (float16[N, 3] y, float[3] y_float32) <float16[4, 3] w, float[3] y_float32>"
+        "{ y = MatMul (x, w) }",
+    ],
+)
+def test_names_that_are_taken_are_left_alone(text: str) -> None:
+    wide = Graph.from_proto(tiny.model(text)).to_proto()
+    feed = {i.name: np.ones([d.dim_value or 2 for d in i.type.tensor_type.shape.dim]) for i in wide.graph.input}
+    feed = {k: a.astype(np.float32 if "float32" in k else np.float16) for k, a in feed.items()}
+    assert Session(wide, threads=1).run(feed)["y"].dtype == np.float16

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import numpy_helper
 from onnxruntime import quantization as ort_quantization
@@ -139,3 +140,71 @@ def test_parameters_of_another_type_are_those_of_the_same_grid(given: Type, want
     assert by_channel is not None
     assert by_channel.scale.tolist() == [0.5] * 3
     assert as_type(centred, Type.INT8 if given.bits == 16 else Type.INT16, PerTensor(), None, symmetric=False) is None
+
+
+RNG = np.random.default_rng(0)
+WEIGHT, CODES = RNG.standard_normal((16, 16)).astype(np.float32), RNG.integers(-127, 128, (16, 16)).astype(np.int8)
+CONSTANTS: dict[str, np.ndarray] = {
+    "w": WEIGHT, "wq": CODES, "ws": np.array(0.004, np.float32), "wz": np.arange(16, dtype=np.int8),
+    "s": np.array(0.03, np.float32), "z": np.array(128, np.uint8), "u0": np.array(0, np.uint8),
+    "ss": np.array(1 / 256, np.float32), "flat": np.array([-1, 16], np.int64), "one": np.array(1, np.float32),
+}  # fmt: skip
+PAIRED = "q = QuantizeLinear (t, s, u0)  d = DequantizeLinear (q, s, u0)  y = MatMul (d, w)"
+DYNAMIC = (
+    "q, qs, qz = DynamicQuantizeLinear (x)  i = MatMulInteger (q, wq{}) f = Cast <to = 1> (i) "
+    "k = Mul (qs, ws)  y = Mul (f, k)"
+)
+SOFTMAX = (
+    "q = QuantizeLinear (x, s, z) r = com.microsoft.QLinearSoftmax <opset = {}{}> (q, s, z, ss, u0) "
+    "y = DequantizeLinear (r, ss, u0)"
+)
+SMALL = {
+    "a relu that was taken away, and an op on codes": "c = MatMul (x, w) q = QuantizeLinear (c, s, u0) "
+    "r = Reshape (q, flat) d = DequantizeLinear (r, s, u0) y = MatMul (d, w)",
+    "a relu that was taken away, and an op on floats": "c = MatMul (x, w) t = Reshape (c, flat) " + PAIRED,
+    "an input that is cut": "t = Identity (x) " + PAIRED,
+    "a difference that is cut": "t = Sub (x, one) " + PAIRED,
+    "no zero point, and a type that is told": "t = Add (x, x) q = QuantizeLinear <output_dtype = 3> (t, s) "
+    "d = DequantizeLinear (q, s) y = MatMul (d, w)",
+    "no zero point at all": "t = Relu (x) q = QuantizeLinear (t, s) d = DequantizeLinear (q, s) y = MatMul (d, w)",
+    "products without the zero point of their input": DYNAMIC.format(""),
+    "products with a zero point for each column": DYNAMIC.format(", qz, wz"),
+    "a softmax of another opset": SOFTMAX.format(11, ", axis = 0"),
+    "a softmax of this opset": SOFTMAX.format(13, ", axis = 0"),
+    "a softmax over the last axis": SOFTMAX.format(11, ""),
+}
+
+
+@pytest.mark.parametrize("body", SMALL.values(), ids=SMALL.keys())
+def test_small_models_compute_what_they_did(body: str) -> None:
+    header = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
+    proto = onnx.parser.parse_model(f"{header} net (float[4, 16] x) => (float[A, B] y) {{ {body} }}")
+    read = {name for node in proto.graph.node for name in node.input}
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in CONSTANTS.items() if n in read)
+    feeds = [{"x": np.random.default_rng(k).uniform(-1.5, 1.5, (4, 16)).astype(np.float32)} for k in range(4)]
+    model = Model(Graph.from_proto(proto), target.load("cpu"))
+    for kind in RECOVER:
+        kind().apply(model)
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    for feed in feeds:
+        expected = evaluate(proto, feed)["y"]
+        assert compare(expected, evaluate(model.graph.to_proto(), feed)["y"], 0.1) is None
+        assert compare(expected, evaluate(report.model, feed)["y"], 0.15) is None
+
+
+@pytest.mark.parametrize(
+    "zero, scale",
+    [(np.full(16, 128.0), np.array(0.03)), (np.full((1, 1), 128.0), np.array([0.03])), (np.full(3, 1.0), np.full(2, 0.1))],
+)
+def test_odd_parameters_of_spelled_out_rounding_break_nothing(zero: np.ndarray, scale: np.ndarray) -> None:
+    body = "a = Div (x, sc) b = Add (a, zp) c = Round (b) e = Clip (c, lo, hi) f = Sub (e, zp) d = Mul (f, sc)"
+    header = '<ir_version: 8, opset_import: ["" : 17]>'
+    proto = onnx.parser.parse_model(f"{header} net (float[4, 16] x) => (float[A, B] y) {{ {body} y = MatMul (d, w) }}")
+    constants = {"sc": scale, "zp": zero, "lo": np.array(0), "hi": np.array(255), "w": WEIGHT}
+    proto.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), n) for n, a in constants.items())
+    model = Model(Graph.from_proto(proto), target.load("cpu"))
+    for kind in RECOVER:
+        kind().apply(model)
+    if zero.size != 3:
+        feed = {"x": np.random.default_rng(0).uniform(-1.5, 1.5, (4, 16)).astype(np.float32)}
+        assert compare(evaluate(proto, feed)["y"], evaluate(model.graph.to_proto(), feed)["y"], 0.05) is None

@@ -81,6 +81,8 @@ def _refusal(model: Model, node: Node) -> tuple[Reason, str] | None:
             return Reason.UNSUPPORTED, "alpha, beta or transA is set"
         if bias is not None and tuple(bias.shape) not in ((), (1,), (_columns(node),), (1, _columns(node))):
             return Reason.UNSUPPORTED, "its bias differs by row"
+    if 0 in tuple(weight.shape):
+        return Reason.UNSUPPORTED, "its weight is empty"
     if not np.isfinite(np.asarray(weight.values)).all():
         return Reason.UNSUPPORTED, "its weight holds NaN or infinity"
     if model.target.compute[node.op].output == "required" and not model.graph.readers(model.absorbed(node)):

@@ -11,7 +11,7 @@ from onnxq.numerics import QuantType
 from onnxq.passmanager import Pass
 
 DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
-WHY = "only linear layers are quantized at run time: integers cost a convolution more than they gain there"
+WHY = "only plain linear layers are quantized at run time, as integers cost a convolution more than they gain there"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class AnnotateDynamic(Pass):
 
     Given:   specs: %0 and W observed; %1 = MatMul(%0, W)
     Result:  specs: %0 dynamic, W observed, of uint8 where the target saturates
-    Refused: a Conv, or a weight of more than two dimensions: they are taken back; the target has no such kernels.
+    Refused: a Conv, a weight of more than two dimensions, a product to which a constant of more dimensions is added: taken
+             back; the target has no such kernels.
     """
 
     name: ClassVar[str] = "annotate-dynamic"
@@ -46,7 +47,7 @@ class AnnotateDynamic(Pass):
 
 def _is_linear(model: Model, node: Node) -> bool:
     weight = value(node.inputs[1])
-    can = model.target.dynamic and model.graph.opset >= DYNAMIC_OPSET
+    can = model.target.dynamic and model.graph.opset >= DYNAMIC_OPSET and not model.gains_a_dimension(node)
     return can and node.op in ("MatMul", "Gemm") and weight is not None and weight.ndim == 2
 
 

@@ -45,6 +45,8 @@ def _expand(model: Model, node: Node) -> bool:
     product = None if cast is None or cast.op != "Cast" else graph.sole_consumer(cast.outputs[0])
     if dynamic is None or cast is None or product is None or product.op != "Mul":
         return False
+    if input_at(node, 2) is not dynamic.outputs[2]:
+        return False
     scale = _weight_scale(model, product, cast.outputs[0], dynamic.outputs[1])
     weight = None if scale is None else _weight(model, node.inputs[1], scale, input_at(node, 3), node.op)
     if weight is None:
@@ -71,7 +73,7 @@ def _expand_fused(model: Model, node: Node) -> bool:
     source, bias = node.inputs[x], input_at(node, b)
     if node.op == "MatMulIntegerToFloat":
         dynamic = maker(graph, source, "DynamicQuantizeLinear")
-        if dynamic is None or input_at(node, 2) is not dynamic.outputs[1]:
+        if dynamic is None or input_at(node, 2) is not dynamic.outputs[1] or input_at(node, 4) is not dynamic.outputs[2]:
             return False
         source = dynamic.inputs[0]
     scale = input_at(node, s)

@@ -12,7 +12,7 @@ from onnxq.graph import Constant, Node, Tensor, input_at, value
 from onnxq.model import Model
 from onnxq.numerics import QuantType
 from onnxq.passmanager import Pass
-from onnxq.recovery import DOMAINS, fits, floats_of, maker, params_at, params_of
+from onnxq.recovery import DOMAINS, fits, floats_of, inside, maker, params_at, params_of
 
 ON_CODES = (  # ops that hand integers on as they hand on floats, and take no other part in what they stand for
     "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity", "Expand",
@@ -23,6 +23,7 @@ ONE_INPUT = {  # of com.microsoft: x, scale and zero point of x, then those of t
     "QLinearAveragePool": "AveragePool", "QLinearGlobalAveragePool": "GlobalAveragePool",
 }  # fmt: skip
 TWO_INPUTS = {"QLinearAdd": "Add", "QLinearMul": "Mul", "QLinearMatMul": "MatMul"}
+AXIS_ALONE = 13  # the first opset in which Softmax takes one axis alone
 OWN_ATTRIBUTES = ("channels_last", "opset")  # of QLinear ops, which the float ops lack
 
 
@@ -84,7 +85,7 @@ def _rewrite(
 ) -> bool:
     """`operands` and `result` are the places of a tensor, or of the result's scale, before its scale and zero point."""
     graph = model.graph
-    if node.attrs.get("channels_last", 0):
+    if node.attrs.get("channels_last", 0) or (op == "Softmax" and not _is_softmax_of_this_opset(model, node)):
         return False
     floats = [_float(model, node, k, axis) for k in operands]
     if any(f is None for f in floats):
@@ -93,9 +94,10 @@ def _rewrite(
     if codes is not None:
         scales = [value(input_at(node, k + 1)) for k in operands]
         values = value(codes)
-        if values is None or any(s is None for s in scales):
+        numbers = [s for s in scales if s is not None]
+        if values is None or len(numbers) < len(scales) or len({s.size for s in [values, *numbers]} - {1}) > 1:
             return False
-        product = np.prod(np.broadcast_arrays(*[np.asarray(s, np.float32).reshape(-1) for s in scales]), axis=0)
+        product = np.prod(np.broadcast_arrays(*[np.asarray(s, np.float32).reshape(-1) for s in numbers]), axis=0)
         floats.append(graph.constant(f"{codes.name}_bias", (values * product).astype(np.float32)))
     scale = input_at(node, result)
     quantizer = list(node.inputs[result : result + 2])
@@ -105,6 +107,17 @@ def _rewrite(
     if scale is not None:  # QGemm without a scale for its result gives floats
         _quantize_result(model, node, quantizer)
     return True
+
+
+def _is_softmax_of_this_opset(model: Model, node: Node) -> bool:
+    """Whether Softmax is the same op in the model's opset as in that which the node was made for; its axis is set.
+
+    Before opset 13 all axes from the given one on are taken together, which is the same for the last one.
+    """
+    axis = int(node.attrs.get("axis", -1))
+    node.attrs["axis"] = axis
+    is_last = axis == -1 or axis == len(node.inputs[0].shape or ()) - 1
+    return is_last or (node.attrs.get("opset", 13) >= AXIS_ALONE) == (model.graph.opset >= AXIS_ALONE)
 
 
 def _quantize_result(model: Model, node: Node, parameters: list[Tensor]) -> None:
@@ -148,6 +161,6 @@ def _swap(model: Model, node: Node) -> bool:
     params = None if quantizer is None else params_at(quantizer)
     if quantizer is None or params is None or params.scale.ndim or len([t for t in node.outputs if t.name]) > 1:
         return False
-    graph.rewire(node, inputs=[quantizer.inputs[0], *node.inputs[1:]])
+    graph.rewire(node, inputs=[inside(graph, quantizer.inputs[0], params), *node.inputs[1:]])
     _quantize_result(model, node, list(quantizer.inputs[1:]))
     return True

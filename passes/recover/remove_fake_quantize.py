@@ -63,7 +63,7 @@ def _found(graph: Graph, node: Node) -> tuple[Tensor, Tensor, QuantParams] | Non
     if divided is None:
         return None
     scale, source = _constant_of(graph, divided, before)
-    if scale is None or (divided.op == "Div" and divided.inputs[0] is not source):
+    if scale is None or not np.all(scale) or (divided.op == "Div" and divided.inputs[0] is not source):
         return None
     scale = np.asarray(scale if divided.op == "Div" else 1 / scale, np.float32)
     reader = graph.sole_consumer(after)
@@ -81,11 +81,16 @@ def _found(graph: Graph, node: Node) -> tuple[Tensor, Tensor, QuantParams] | Non
     if reader is None or reader.op not in ("Mul", "Div"):
         return None
     again, back = _constant_of(graph, reader, reader.outputs[0])
-    if again is None or back is not after or (reader.op == "Div" and reader.inputs[0] is not after):
+    if again is None or not np.all(again) or back is not after or (reader.op == "Div" and reader.inputs[0] is not after):
         return None
     again = np.asarray(again if reader.op == "Mul" else 1 / again, np.float32)
     kind = None if bounds is None else RANGES.get(bounds)
-    if kind is None or graph.is_output(reader.outputs[0]) or not np.allclose(scale, again, rtol=1e-6, atol=0):
+    if (
+        kind is None
+        or graph.is_output(reader.outputs[0])
+        or scale.shape != again.shape
+        or not np.allclose(scale, again, rtol=1e-6, atol=0)
+    ):
         return None
     params = _params(again, zero, kind, source)
     return None if params is None else (source, reader.outputs[0], params)
@@ -104,7 +109,10 @@ def _constant_of(graph: Graph, node: Node | None, default: Tensor) -> tuple[np.n
 
 def _params(scale: np.ndarray, zero: np.ndarray | None, kind: QuantType, source: Tensor) -> QuantParams | None:
     """Of one number, or of one number a channel, laid out so that it broadcasts against a tensor of known values."""
-    zeros = np.zeros(scale.shape) if zero is None else np.broadcast_to(zero, scale.shape)
+    zeros = np.zeros(1) if zero is None else zero
+    if zeros.size not in (1, scale.size) or not zeros.size:
+        return None
+    zeros = np.broadcast_to(zeros.reshape(-1), (scale.size,)).reshape(scale.shape)
     if not np.array_equal(zeros, np.rint(zeros)) or zeros.min() < kind.qmin or zeros.max() > kind.qmax or scale.min() <= 0:
         return None
     if scale.size == 1:

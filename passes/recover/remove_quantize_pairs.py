@@ -5,16 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from onnxq.graph import Constant, Graph, Node, Tensor
 from onnxq.model import Model
-from onnxq.numerics import PerTensor, QuantParams
+from onnxq.numerics import PerTensor
 from onnxq.passmanager import Pass
-from onnxq.recovery import find, maker, params_at, same
-
-UNBOUNDED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sum", "Mul", "BatchNormalization", "InstanceNormalization")
-CLIP_INPUTS = 11  # the first opset in which the bounds of Clip are inputs
+from onnxq.recovery import find, inside, maker, params_at, same
 
 
 @dataclass(frozen=True)
@@ -28,7 +23,7 @@ class RemoveQuantizePairs(Pass):
              parameters are remembered.
 
     A QuantizeLinear that has no codes for negative numbers may stand for a Relu or Clip too, which a quantizer took away:
-    where a layer or a sum is before it, its range is written out. A Clip of the codes between the two goes: its bounds are
+    its range is written out, unless nothing negative can come. A Clip of the codes between the two goes: its bounds are
     those of a narrower type.
     """
 
@@ -51,10 +46,9 @@ class RemoveQuantizePairs(Pass):
             if given is None or not same(given, params):
                 model.refuse(node, "the QuantizeLinear before it has other parameters")
                 continue
-            source = quantizer.inputs[0]
-            if _may_stand_for_clip(graph, source, params):
-                source = clipped.get(quantizer) or _clipped(graph, source, params)
-                clipped[quantizer] = source
+            if quantizer not in clipped:
+                clipped[quantizer] = inside(graph, quantizer.inputs[0], params)
+            source = clipped[quantizer]
             model.trained.setdefault(source.name, params)
             if graph.is_output(result):
                 model.trained.setdefault(result.name, params)
@@ -65,24 +59,6 @@ class RemoveQuantizePairs(Pass):
             removed += 1
         graph.cleanup()
         return removed
-
-
-def _may_stand_for_clip(graph: Graph, source: Tensor, params: QuantParams) -> bool:
-    node = graph.producer(source)
-    return node is not None and node.op in UNBOUNDED and int(params.zero_point) == params.type.qmin
-
-
-def _clipped(graph: Graph, source: Tensor, params: QuantParams) -> Tensor:
-    """The tensor inside the range of its parameters."""
-    high = np.asarray(params.rmax, np.float32)
-    result = graph.variable(f"{source.name}_inside", source.dtype, source.shape)
-    if graph.opset < CLIP_INPUTS:
-        graph.insert("Clip", [source], [result], {"min": 0.0, "max": float(high)})
-    else:
-        low = np.zeros((), np.float32)
-        bounds = [graph.constant(f"{source.name}_low", low), graph.constant(f"{source.name}_high", high)]
-        graph.insert("Clip", [source, *bounds], [result])
-    return result
 
 
 def _quantizer(graph: Graph, node: Node) -> Node | None:

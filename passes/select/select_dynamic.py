@@ -67,7 +67,12 @@ def _linear_readers(model: Model, tensor: Tensor) -> list[Node] | None:
         if node is None or node.op not in ("MatMul", "Gemm") or index != 0 or node.name not in model.planned:
             return None
         weight, result = value(node.inputs[1]), model.absorbed(node)
-        if weight is None or weight.ndim != 2 or any(r in model.quantized_inputs for r in model.readers(result)):
+        if (
+            weight is None
+            or weight.ndim != 2
+            or model.gains_a_dimension(node)
+            or any(r in model.quantized_inputs for r in model.readers(result))
+        ):
             return None
         nodes.append(node)
     return nodes or None
