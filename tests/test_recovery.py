@@ -21,9 +21,9 @@ from onnxq.graph import Graph
 from onnxq.model import Model
 from onnxq.numerics import PerAxis, PerTensor, QuantParams, as_type, dequantize
 from onnxq.numerics import QuantType as Type
-from onnxq.pipeline import RECOVER
 from onnxq.proof import compare
 from onnxq.runtime import Session, evaluate
+from onnxq.stages import RECOVER
 
 
 class Reader(CalibrationDataReader):
