@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from onnxq import runtime
 from onnxq.blocks import Blocks
 from onnxq.errors import ModelError
+from onnxq.proto import bodies_of
 
 PROBE = "onnxq_probe_"
 BLOCKED = "com.microsoft.nchwc"  # the domain of onnxruntime's ops on blocks of channels
@@ -154,14 +155,8 @@ def _expose(model: onnx.ModelProto, public: list[str], tensors: Iterable[str]) -
 
 def _read_inside(node: onnx.NodeProto) -> set[str]:
     """What the bodies of a node read, from wherever."""
-    found: set[str] = set()
-    for attribute in node.attribute:
-        for body in [attribute.g, *attribute.graphs]:
-            found.update(o.name for o in body.output)
-            for inner in body.node:
-                found.update(inner.input)
-                found |= _read_inside(inner)
-    return found
+    inner = list(bodies_of(node))
+    return {o.name for body in inner for o in body.output} | {i for body in inner for n in body.node for i in n.input}
 
 
 @lru_cache(maxsize=1)

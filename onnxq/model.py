@@ -17,6 +17,7 @@ from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantTy
 
 PER_CHANNEL_OPSET = 13
 WIDE_OPSET = 21
+DYNAMIC_OPSET = 11  # the first that has DynamicQuantizeLinear
 LONGEST_BASE = 16
 EQUALIZED = "_equalized"
 

@@ -512,11 +512,11 @@ def _was_quantized(records: Sequence[PassRecord]) -> bool:
 
 def _comparable(report: Report, source: Source, prepared: _Prepared) -> str | Path | onnx.ModelProto:
     """The model as it was given, or, where it was quantized so that onnxruntime cannot load it, the floats it stands for."""
+    if not _was_quantized(prepared.records):
+        return source.loadable
     try:
         Session(source.loadable, threads=1)
     except ModelError as error:
-        if not _was_quantized(prepared.records):
-            raise
         assert prepared.model.reference is not None
         report.notes.append(
             f"The model as it was given is not compared with: {error}. In its place is what it was taken back to."

@@ -9,7 +9,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from onnxq.errors import ModelError, UnsupportedModelError
-from onnxq.proto import bodies
+from onnxq.proto import bodies, rename_in_nodes
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 TYPES = ("to", "dtype", "output_datatype")  # attributes that hold the type of what a node makes
@@ -117,12 +117,8 @@ def _free(name: str, taken: set[str]) -> str:
 
 def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
     """Another name for a tensor of the main graph wherever a node makes or reads it, in bodies too."""
+    rename_in_nodes(graph, old, new)
     for part in [graph, *bodies(graph)]:
-        for node in part.node:
-            for names in (node.input, node.output):
-                for k, name in enumerate(names):
-                    if name == old:
-                        names[k] = new
         tensors = [*part.initializer] if part is graph else [*part.output]  # a body may give what it captured
         own = {t.name for t in part.initializer}
         tensors += [i for i in part.input if part is graph and i.name in own]  # an initializer that a caller may override

@@ -15,11 +15,16 @@ OWN_INITIALIZERS = 4  # the first ir_version in which an initializer need not be
 
 
 def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Every body in the graph, those in other bodies too."""
     for node in graph.node:
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
-                yield body
-                yield from bodies(body)
+        yield from bodies_of(node)
+
+
+def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        for body in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+            yield body
+            yield from bodies(body)
 
 
 def refuse_types(proto: onnx.ModelProto) -> None:
@@ -114,6 +119,12 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
         for tensor in [*part.initializer, *part.value_info, *part.output]:
             if tensor.name == old:
                 tensor.name = new
+    rename_in_nodes(graph, old, new)
+
+
+def rename_in_nodes(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Another name for a tensor wherever a node of the graph, or of a body in it, makes or reads it."""
+    for part in [graph, *bodies(graph)]:
         for node in part.node:
             for names in (node.input, node.output):
                 for k, name in enumerate(names):

@@ -13,10 +13,11 @@ from onnxq.numerics import PerAxis, PerTensor, QuantParams, QuantType, dequantiz
 DOMAINS = (*ONNX_DOMAINS, "com.microsoft")
 CLIP_INPUTS = 11  # the first opset in which the bounds of Clip are inputs
 NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Sqrt", "Exp", "Softplus")
-HANDING_ON = (  # ops whose result holds nothing but what they read, or means of it
+MOVING = (  # ops whose result holds nothing but what they read, be it floats or their codes
     "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity", "Expand",
-    "DepthToSpace", "SpaceToDepth", "Tile", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax",
+    "DepthToSpace", "SpaceToDepth", "Tile",
 )  # fmt: skip
+BETWEEN = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax")  # never below all that they read
 TYPES = {t.value: t for t in (QuantType.INT8, QuantType.UINT8, QuantType.INT16, QuantType.UINT16, QuantType.INT32)}
 
 
@@ -93,7 +94,7 @@ def inside(graph: Graph, source: Tensor, params: QuantParams) -> Tensor:
 
 def _is_never_negative(graph: Graph, tensor: Tensor) -> bool:
     node = graph.producer(tensor)
-    while node is not None and node.op in HANDING_ON and node.inputs:
+    while node is not None and node.op in (*MOVING, *BETWEEN) and node.inputs:
         tensor = node.inputs[0]
         node = graph.producer(tensor)
     if node is None:

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnxq.graph import Node, value
-from onnxq.model import Dynamic, Model, Observed, Reason
+from onnxq.model import DYNAMIC_OPSET, Dynamic, Model, Observed, Reason
 from onnxq.numerics import QuantType
 from onnxq.passmanager import Pass
 
-DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
 WHY = "only plain linear layers are quantized at run time, as integers cost a convolution more than they gain there"
 
 

@@ -12,12 +12,8 @@ from onnxq.graph import Constant, Node, Tensor, input_at, value
 from onnxq.model import Model
 from onnxq.numerics import QuantType
 from onnxq.passmanager import Pass
-from onnxq.recovery import DOMAINS, fits, floats_of, inside, maker, params_at, params_of
+from onnxq.recovery import DOMAINS, MOVING, fits, floats_of, inside, maker, params_at, params_of
 
-ON_CODES = (  # ops that hand integers on as they hand on floats, and take no other part in what they stand for
-    "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity", "Expand",
-    "DepthToSpace", "SpaceToDepth", "Tile",
-)  # fmt: skip
 ONE_INPUT = {  # of com.microsoft: x, scale and zero point of x, then those of the result
     "QLinearSigmoid": "Sigmoid", "QLinearLeakyRelu": "LeakyRelu", "QLinearSoftmax": "Softmax",
     "QLinearAveragePool": "AveragePool", "QLinearGlobalAveragePool": "GlobalAveragePool",
@@ -61,7 +57,7 @@ def _expansion(node: Node) -> Callable[[Model, Node], bool] | None:
         return lambda model, n: _rewrite(model, n, ONE_INPUT[n.op], [0], 3)
     if node.op in TWO_INPUTS:
         return lambda model, n: _rewrite(model, n, TWO_INPUTS[n.op], [0, 3], 6, axis=-1)
-    if node.op in ON_CODES and node.inputs and _is_code(node.inputs[0]):
+    if node.op in MOVING and node.inputs and _is_code(node.inputs[0]):
         return _swap
     return {"QLinearConv": _conv, "QGemm": _gemm, "QLinearConcat": _concat}.get(node.op)
 
@@ -102,7 +98,8 @@ def _rewrite(
     scale = input_at(node, result)
     quantizer = list(node.inputs[result : result + 2])
     node.op, node.domain = op, ""
-    node.attrs = {k: v for k, v in node.attrs.items() if k not in OWN_ATTRIBUTES}
+    defaults = {"axis": -1} if op == "Softmax" else {}  # before opset 13 the float op's own is 1
+    node.attrs = {**defaults, **{k: v for k, v in node.attrs.items() if k not in OWN_ATTRIBUTES}}
     graph.rewire(node, inputs=[f for f in floats if f is not None])
     if scale is not None:  # QGemm without a scale for its result gives floats
         _quantize_result(model, node, quantizer)
@@ -110,12 +107,11 @@ def _rewrite(
 
 
 def _is_softmax_of_this_opset(model: Model, node: Node) -> bool:
-    """Whether Softmax is the same op in the model's opset as in that which the node was made for; its axis is set.
+    """Whether Softmax is the same op in the model's opset as in that which the node was made for.
 
     Before opset 13 all axes from the given one on are taken together, which is the same for the last one.
     """
     axis = int(node.attrs.get("axis", -1))
-    node.attrs["axis"] = axis
     is_last = axis == -1 or axis == len(node.inputs[0].shape or ()) - 1
     return is_last or (node.attrs.get("opset", 13) >= AXIS_ALONE) == (model.graph.opset >= AXIS_ALONE)
 

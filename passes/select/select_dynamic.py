@@ -8,12 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.graph import Constant, Node, Tensor, value
-from onnxq.model import OUTPUT, Dynamic, Model, Observed, Shared
+from onnxq.model import DYNAMIC_OPSET, OUTPUT, Dynamic, Model, Observed, Shared
 from onnxq.numerics import QuantParams
 from onnxq.passmanager import Pass
 from onnxq.sketch import TensorSketch
-
-DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
 
 
 @dataclass(frozen=True)
