@@ -129,7 +129,7 @@ def multiply_accumulates(graph: Graph, feed: Mapping[str, np.ndarray], threads: 
     """Multiply-accumulates of the Conv, ConvTranspose, MatMul, Gemm and recurrent nodes outside bodies, for this feed."""
     nodes = graph.find("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
     names = [t.name for n in nodes for t in (*n.inputs[:3], *n.outputs[:1]) if t.name and value(t) is None]
-    session = runtime.Session(runtime.exposed(graph.to_proto(), names), threads=threads)
+    session = runtime.Session(runtime.exposed(graph.to_stored_proto(), names), threads=threads, config=runtime.UNPACKED)
     values = {**feed, **session.run(feed)}
     shapes = {name: array.shape for name, array in values.items() if isinstance(array, np.ndarray)}
     return {n.name: _macs(n, shapes) for n in nodes}

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from onnxq.errors import CalibrationError
 from onnxq.sketch import TensorSketch
@@ -259,7 +258,3 @@ def hash_of_feed(feed: Mapping[str, np.ndarray]) -> str:
         digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:32]
-
-
-def hash_of_model(proto: onnx.ModelProto) -> str:
-    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()

@@ -24,11 +24,12 @@ import onnx
 
 from onnxq import runtime
 from onnxq.blocks import Blocks
-from onnxq.calibration import Calibration, hash_of_feed, hash_of_model
+from onnxq.calibration import Calibration, hash_of_feed
 from onnxq.data import Sample
 from onnxq.errors import CalibrationError, OutputError
 from onnxq.exposure import Exposed
 from onnxq.sketch import TensorSketch
+from onnxq.store import hash_of_model, whole
 
 Progress = Callable[[str, int, int | None], None]
 Nonfinite = Literal["error", "skip", "ignore"]
@@ -346,7 +347,7 @@ def _run_on(
     """Shards on an executor, a bounded number at a time; those of a worker that died are run again."""
     make = None if isinstance(executor, Executor) else executor
     pool = executor if isinstance(executor, Executor) else executor()
-    content = model.SerializeToString()
+    content = whole(model).SerializeToString()
     most = 2 * int(getattr(pool, "_max_workers", 8))
     pending: dict[Future[Calibration | None], _Shard] = {}
     waiting: list[_Shard] = []

@@ -56,6 +56,24 @@ def add(x, sums):
         sums[k - whole] += x[k]
 
 
+@numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
+def add_squares(x, sums):
+    whole = x.size // 8 * 8
+    a, b, c, d, e, f, g, h = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7]
+    for k in range(0, whole, 8):
+        a += np.float64(x[k]) * np.float64(x[k])
+        b += np.float64(x[k + 1]) * np.float64(x[k + 1])
+        c += np.float64(x[k + 2]) * np.float64(x[k + 2])
+        d += np.float64(x[k + 3]) * np.float64(x[k + 3])
+        e += np.float64(x[k + 4]) * np.float64(x[k + 4])
+        f += np.float64(x[k + 5]) * np.float64(x[k + 5])
+        g += np.float64(x[k + 6]) * np.float64(x[k + 6])
+        h += np.float64(x[k + 7]) * np.float64(x[k + 7])
+    sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7] = a, b, c, d, e, f, g, h
+    for k in range(whole, x.size):
+        sums[k - whole] += np.float64(x[k]) * np.float64(x[k])
+
+
 @numba.njit(OBSERVE, cache=True, nogil=True)
 def observe_rows(bits, x, low, high, total, tables, touched):
     n, channels, sums, both = x.shape[1], low.size, np.zeros(8), np.zeros(2, np.int32)
@@ -233,3 +251,17 @@ def squared_error(lower, upper, count, rmin, rmax, levels):
                 mean = (off_a * scale) ** 2 + over_a**2 + under_a**2
             total[c] += max(mean, 0.0) * count[k]
     return total
+
+
+@numba.njit("void(float32[:,::1], float32[::1], float32[::1], float32[::1], float64[::1])", cache=True, nogil=True)
+def rounding_errors(rows, scale, low, high, total):
+    off, sums = np.empty(1024, np.float32), np.zeros(8)
+    for c in range(rows.shape[0]):
+        s, a, b = scale[c], low[c], high[c]
+        sums[:] = 0
+        for start in range(0, rows.shape[1], 1024):
+            x = rows[c, start : start + 1024]
+            for k in range(x.size):
+                off[k] = np.rint(min(max(x[k] / s, a), b)) * s - x[k]
+            add_squares(off[: x.size], sums)
+        total[c] = sums.sum()

@@ -37,4 +37,4 @@ def emulated(model: Model, wanted: Callable[[str, Reader], bool] = lambda tensor
         for reader, index in readers:
             graph.set_input(nodes[reader], index, rounded)
     graph.cleanup()
-    return graph.to_proto()
+    return graph.to_stored_proto()

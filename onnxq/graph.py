@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
+from onnx.external_data_helper import uses_external_data
 
 from onnxq.errors import ModelError
 from onnxq.precision import is_half, widen
@@ -25,8 +26,10 @@ from onnxq.proto import (
     make_names_unique,
     refuse_types,
     restore_interface,
+    say_folder,
     with_external_data,
 )
+from onnxq.store import WeightStore, stored
 
 gs: Any = import_module("onnx_graphsurgeon")  # it has no types; ours are given to its classes below
 LazyValues: Any = import_module("onnx_graphsurgeon.ir.tensor").LazyValues
@@ -145,27 +148,33 @@ def clip_bounds(node: Node) -> tuple[float | None, float | None]:
 class Graph:
     """An ONNX graph that can be changed in place. `nodes`, `inputs` and `outputs` are of the main graph's scope."""
 
-    def __init__(self, surgeon: Any, sidecar: onnx.ModelProto, body_initializers: frozenset[str]) -> None:
+    def __init__(
+        self, surgeon: Any, sidecar: onnx.ModelProto, body_initializers: frozenset[str], store: WeightStore
+    ) -> None:
         self._surgeon = surgeon
         self._sidecar = sidecar  # what graphsurgeon drops: metadata, doc strings, model version, overridable inputs
         self._body_initializers = body_initializers
+        self._store = store
         self._taken: set[str] = set()
         self._has_bodies = any(n.bodies for n in self.nodes)
 
     # ---- in and out
 
     @classmethod
-    def from_proto(cls, proto: onnx.ModelProto, folder: Path | None = None) -> Graph:
+    def from_proto(cls, proto: onnx.ModelProto, folder: Path | None = None, store: WeightStore | None = None) -> Graph:
         """The graph of a model, computing in float32 where it is of 16-bit floats; the proto is not changed.
 
-        External data is looked up in `folder`.
+        External data is looked up in `folder`. Large weights go to `store`, if they are not there.
 
         Raises ModelError when external data is missing, UnsupportedModelError for types that are not handled.
         """
         refuse_types(proto)
-        proto = inline_functions(with_external_data(proto, folder))
+        store = store or WeightStore()
         if is_half(proto):
+            proto = with_external_data(proto, folder)
             widen(proto)
+        proto = inline_functions(stored(proto, folder, store))
+        say_folder(proto, None)
         names = make_names_unique(proto)
         try:
             surgeon = gs.import_onnx(proto)
@@ -173,9 +182,9 @@ class Graph:
             raise ModelError(
                 f"the graph cannot be read: {type(error).__name__}: {error}; check it with onnx.checker"
             ) from error
-        _adopt(surgeon, in_body=False)
+        _adopt(surgeon, store, in_body=False)
         for part in surgeon.subgraphs(recursive=True):
-            _adopt(part, in_body=True)
+            _adopt(part, store, in_body=True)
         for node, original in zip(surgeon.nodes, proto.graph.node, strict=True):
             node.doc = original.doc_string
             node.metadata = {p.key: p.value for p in original.metadata_props}
@@ -187,7 +196,7 @@ class Graph:
             sidecar.graph.sparse_initializer[:],
             sidecar.functions[:],
         )
-        return cls(surgeon, sidecar, names)
+        return cls(surgeon, sidecar, names, store)
 
     def to_proto(self) -> onnx.ModelProto:
         """A complete ModelProto, with everything that the loaded model carried beside its graph."""
@@ -213,11 +222,32 @@ class Graph:
         self._hoist_captured(proto)
         return proto
 
+    def to_stored_proto(self) -> onnx.ModelProto:
+        """As `to_proto`, but large initializers are in the file of the store: for this process, not to be saved."""
+        twin = self.copy()
+        for mine, other in zip(self._constants(), twin._constants(), strict=True):
+            if not isinstance(mine._values, np.ndarray):
+                continue
+            mine.values = self._store.keep(mine._values)
+            if self._store.holds(mine._values):
+                other._values = LazyValues(self._store.reference(mine.name, mine._values))
+        proto = twin.to_proto()
+        if any(uses_external_data(t) for g in [proto.graph, *bodies(proto.graph)] for t in g.initializer):
+            say_folder(proto, self._store.folder)
+            self._store.release()
+        return proto
+
+    def _constants(self) -> list[Constant]:
+        """Every constant that a node reads, in bodies too, or that is an output."""
+        parts = [self._surgeon, *self._surgeon.subgraphs(recursive=True)]
+        read = (t for part in parts for source in [*[n.inputs for n in part.nodes], part.outputs] for t in source)
+        return list({id(t): t for t in read if isinstance(t, Constant)}.values())
+
     def to_light_proto(self, keep: int = 1024) -> onnx.ModelProto:
         """As `to_proto`, but no initializer of more than `keep` bytes carries data: enough for shape inference."""
         twin = self.copy()
-        for tensor in twin.tensors().values():
-            if isinstance(tensor, Constant) and tensor.nbytes > keep:
+        for tensor in twin._constants():
+            if tensor.nbytes > keep:
                 kind = tensor.dtype if isinstance(tensor.dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype)
                 bare = onnx.TensorProto(name=tensor.name, data_type=kind, dims=list(tensor.shape or ()))
                 tensor._values = LazyValues(bare)
@@ -239,7 +269,7 @@ class Graph:
 
     def replace(self, proto: onnx.ModelProto) -> None:
         """Take over another model's graph, in place; metadata and doc strings of this one are kept."""
-        other, mine = Graph.from_proto(proto), self._sidecar
+        other, mine = Graph.from_proto(proto, store=self._store), self._sidecar
         noted = {n.name: n for n in self.nodes}
         for node in other.nodes:
             if node.name in noted:
@@ -256,7 +286,7 @@ class Graph:
 
     def copy(self) -> Graph:
         """A graph whose nodes and tensors are new and whose arrays are shared."""
-        return Graph(_copy(self._surgeon, {}), self._sidecar, self._body_initializers)
+        return Graph(_copy(self._surgeon, {}), self._sidecar, self._body_initializers, self._store)
 
     def scopes(self) -> list[Graph]:
         """This graph, then every body in it, outer ones first, each to be read and changed as a graph of its own.
@@ -267,7 +297,7 @@ class Graph:
         found: list[Graph] = [self]
         for part in self._surgeon.subgraphs(recursive=True):
             part.ir_version = self._surgeon.ir_version  # else that of the newest onnx, for what is extracted from it
-            view = Graph(part, self._sidecar, self._body_initializers)
+            view = Graph(part, self._sidecar, self._body_initializers, self._store)
             view._taken = self._taken
             found.append(view)
         return found
@@ -454,7 +484,7 @@ class Graph:
         twin._surgeon.nodes = kept
         twin._surgeon.inputs = [t for k, t in needed.items() if k not in made]
         twin._surgeon.outputs = [tensors[t.name] for t in outputs]
-        return twin.to_proto()
+        return twin.to_stored_proto()
 
     def cleanup(self) -> int:
         """Drop nodes whose outputs nobody reads and sort the rest by data flow, stable; returns how many were dropped."""
@@ -508,20 +538,23 @@ def _with_nested(body: Any) -> list[Any]:
     return [body, *body.subgraphs(recursive=True)]
 
 
-def _adopt(part: Any, *, in_body: bool) -> None:
-    """Turn graphsurgeon's nodes and tensors into ours, which compare by identity, and give every node a name."""
+def _adopt(part: Any, store: WeightStore, *, in_body: bool) -> None:
+    """Turn graphsurgeon's nodes and tensors into ours, which compare by identity, with the values that the store has."""
     for node in part.nodes:
         node.__class__ = Node
         node.in_body = in_body
         for tensor in [*node.inputs, *node.outputs]:
-            _adopt_tensor(tensor)
+            _adopt_tensor(tensor, store)
     for tensor in [*part.inputs, *part.outputs]:
-        _adopt_tensor(tensor)
+        _adopt_tensor(tensor, store)
 
 
-def _adopt_tensor(tensor: Any) -> None:
+def _adopt_tensor(tensor: Any, store: WeightStore) -> None:
     if type(tensor) is gs.Constant:
         tensor.__class__ = Constant
+        lazy = tensor._values
+        if isinstance(lazy, LazyValues) and uses_external_data(lazy.tensor):
+            tensor._values, tensor.data_location = store.find(lazy.tensor), None
     elif type(tensor) is gs.Variable:
         tensor.__class__ = Variable
 

@@ -59,6 +59,14 @@ def squared_error(lower: Array, upper: Array, count: Array, rmin: Array, rmax: A
     return _compiled().squared_error(lower, upper, count, rmin, rmax, float(levels))
 
 
+def rounding_errors(rows: Array, scale: Array, low: Array, high: Array, total: Array) -> None:
+    """Squared error of each row of rows (C, n), rounded to scale (C,) x whole numbers of low to high (C,), to total (C,).
+
+    All float32, but float64 for the total.
+    """
+    _compiled().rounding_errors(rows, scale, low, high, total)
+
+
 @lru_cache(maxsize=1)
 def _compiled() -> Any:
     return import_module("onnxq.compiled")

@@ -16,7 +16,7 @@ import onnx
 
 from onnxq import audit, proof, runtime, target, validation
 from onnxq import passes as p
-from onnxq.calibration import Calibration, hash_of_feed, hash_of_model
+from onnxq.calibration import Calibration, hash_of_feed
 from onnxq.collection import Collecting, Nonfinite
 from onnxq.data import Samples, fed_back, load_function, open_samples
 from onnxq.errors import CalibrationError, DataError, ModelError, RecipeError, nearest
@@ -34,6 +34,7 @@ from onnxq.report import Report
 from onnxq.runtime import Session, TensorInfo
 from onnxq.source import Source, load_any, save
 from onnxq.stages import DYNAMIC, EQUALIZE, FLOAT, LOWER, OBSERVE, PLACE, RECOVER, REFINE, SELECT
+from onnxq.store import hash_of_model, size_of
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -250,10 +251,9 @@ def _prepare(
         )
     collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
     collected = None if collected is None else collected.copy()
-    graph = Graph.from_proto(source.proto, source.folder)
-    given = graph.to_proto()
-    digest, size = hash_of_model(given), given.ByteSize()
-    del given
+    graph = Graph.from_proto(source.proto, source.folder, source.store)
+    given = graph.to_stored_proto()
+    digest, size = hash_of_model(given), size_of(given)
     if collected is not None and collected.source_hash != digest:
         raise CalibrationError(
             "the calibration file was made from another model (their contents differ); run onnxq calibrate on this one"
@@ -268,7 +268,7 @@ def _prepare(
     if recalibrate:
         tensors = graph.tensors()
         model.trained = {n: q for n, q in model.trained.items() if isinstance(tensors.get(n), Constant)}
-    original = graph.to_proto()
+    original = graph.to_stored_proto()
     session = Session(original, threads=threads)
     inputs = runtime.with_unknown_ranks(session.inputs, original)
     samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
@@ -277,12 +277,12 @@ def _prepare(
     stream = session if feedback else None
     if recipe.mode == "dynamic":
         model.calibration = _for_probes(samples, session, inputs)
-    del session, original  # the copies of the weights would stay through the float passes
+    del session  # its copy of the weights would stay through the float passes
     model.samples = samples
     probes += _probes(samples, model.calibration)
     model, records = manager.run_exact(model, _passes(FLOAT, recipe))
     records = recovered + records
-    if collected is not None and collected.graph_hash != hash_of_model(model.graph.to_proto()):
+    if collected is not None and collected.graph_hash != hash_of_model(model.graph.to_stored_proto()):
         raise CalibrationError(
             "the calibration was made with other float passes, another opset or another onnxq; collect it again with: "
             "onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
@@ -367,7 +367,7 @@ def _equalize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
     if any(r.rewrites for r in records):
         start.reference = start.graph.copy()
     assert start.calibration is not None
-    start.calibration.hold_for(hash_of_model(start.graph.to_proto()))
+    start.calibration.hold_for(hash_of_model(start.graph.to_stored_proto()))
     return start, records
 
 
@@ -387,7 +387,7 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
         ranges = {name: model.params[name] for name in _activations(model)}
         prepared.ranges_toml = to_toml(ranges, ranges if model.target.activation_symmetric else ())
         records += prepared.manager.run(model, _passes(LOWER, recipe))
-        integer = audit.run_in_integers(model.graph.to_proto(), model)
+        integer = audit.run_in_integers(model.graph.to_stored_proto(), model)
         if model.planned <= integer or model.target.simulated:  # each round un-places at least one node more, so this comes
             break
         start.unplaced = start.unplaced | (model.planned - integer)
@@ -403,7 +403,7 @@ def _quantize_dynamic(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[
     while True:
         model = prepared.model.fork()
         records = prepared.manager.run(model, _passes(DYNAMIC, recipe))
-        integer = audit.run_in_integers(model.graph.to_proto(), model)
+        integer = audit.run_in_integers(model.graph.to_stored_proto(), model)
         if model.planned <= integer:
             break
         prepared.model.unplaced |= model.planned - integer
@@ -456,6 +456,8 @@ def _report(
     macs: dict[str, int] = {}
     for probe in calibration.probes[:1]:
         session.run(probe)
+    del session  # for its weights not to be there twice
+    for probe in calibration.probes[:1]:
         macs = audit.multiply_accumulates(reference, probe, model.threads)
     report = Report(
         model=proto,
@@ -521,7 +523,7 @@ def _comparable(report: Report, source: Source, prepared: _Prepared) -> str | Pa
         report.notes.append(
             f"The model as it was given is not compared with: {error}. In its place is what it was taken back to."
         )
-        return prepared.model.reference.to_proto()
+        return prepared.model.reference.to_stored_proto()
     return source.loadable
 
 
@@ -544,14 +546,10 @@ def _validate(
         why = "a calibration file holds statistics, not samples" if has_statistics else "there is no data"
         report.notes.append(f"No accuracy was measured: {why}; give --eval.")
     else:
-        sessions = [
-            Session(original, threads=threads),
-            Session(report.model, threads=threads, config=runtime.EMULATED),
-            Session(report.model, threads=threads, provider=provider),
-        ]
         report.accuracy = validation.accuracy(
-            sessions, samples, data=name, metric=metric, progress=progress, total=samples.length
-        )
+            validation.compared(original, report.model, threads, provider), samples, data=name, metric=metric,
+            progress=progress, total=samples.length,
+        )  # fmt: skip
         if report.accuracy.kernel_effect:
             report.notes.append(report.accuracy.kernel_effect)
     if not prepared.model.calibration.probes:

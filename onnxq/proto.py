@@ -11,6 +11,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from onnxq.errors import ModelError, UnsupportedModelError
 
+FOLDER = "onnxq.weights_folder"  # the metadata key
 OWN_INITIALIZERS = 4  # the first ir_version in which an initializer need not be an input too
 
 
@@ -49,16 +50,36 @@ def inline_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
 
 
+def folder_of(proto: onnx.ModelProto) -> Path | None:
+    """Where the weights of a proto are that is for this process alone: see store.py."""
+    return next((Path(p.value) for p in proto.metadata_props if p.key == FOLDER), None)
+
+
+def say_folder(proto: onnx.ModelProto, folder: Path | None) -> None:
+    """Note that folder in the proto, in place of what it says; None: nowhere but in it."""
+    others = [p for p in proto.metadata_props if p.key != FOLDER]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(others)
+    if folder is not None:
+        proto.metadata_props.add(key=FOLDER, value=str(folder))
+
+
 def with_external_data(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
-    """A copy of the model whose external data, if any, has been read from `folder`."""
+    """A copy of the model whose external data, if any, has been read from `folder`, or from where the proto says."""
     twin = onnx.ModelProto()
     twin.CopyFrom(proto)
-    for graph in [twin.graph, *bodies(twin.graph)]:
+    load_external(twin, folder_of(proto) or folder)
+    say_folder(twin, None)
+    return twin
+
+
+def load_external(proto: onnx.ModelProto, folder: Path | None) -> None:
+    """Read all external data from `folder` into the proto. Raises ModelError where it cannot be read."""
+    for graph in [proto.graph, *bodies(proto.graph)]:
         attributes = (a.t for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.TENSOR)
         for tensor in [*graph.initializer, *attributes]:
             if uses_external_data(tensor):
                 _load_external(tensor, folder)
-    return twin
 
 
 def _load_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
@@ -75,7 +96,7 @@ def _load_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
             f"external data of tensor {tensor.name} cannot be read from {folder / location}: {error}; "
             "put the data file next to the model"
         ) from error
-    tensor.data_location = onnx.TensorProto.DEFAULT
+    tensor.ClearField("data_location")
     del tensor.external_data[:]
 
 

@@ -18,11 +18,15 @@ import onnx
 import onnxruntime as ort
 
 from onnxq.errors import ModelError, RecipeError, nearest
+from onnxq.proto import folder_of
+from onnxq.store import WeightStore, stored
 
 Feed = Mapping[str, np.ndarray]
 CPU = "CPUExecutionProvider"
-LARGEST_IN_MEMORY = 1_800_000_000  # protobuf refuses messages of 2 GB
+LARGEST_IN_MEMORY = 1 << 28  # bytes of a model that is handed over as one message; protobuf refuses those of 2 GB
 SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ ")  # as in "/onnxruntime_src/onnxruntime/core/graph/graph.cc:1587 "
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+UNPACKED = {"session.disable_prepacking": "1"}  # no second copy of the weights, for a session that runs little
 EMULATED = {"session.disable_quant_qdq": "1"}  # Q and DQ run as they are written, in float: 32-bit-accumulating hardware
 
 
@@ -46,13 +50,17 @@ class Session:
         provider: str = CPU,
         config: Mapping[str, str] | None = None,
         optimize: bool = True,
+        fold: bool = True,
     ) -> None:
+        """Without `fold`, constants are computed at each run: weights behind a DequantizeLinear stay integers in memory."""
         options = _options(threads, config or {})
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            with _loadable(model) as source:
-                self._session = ort.InferenceSession(source, options, providers=[provider])
+            with _loadable(model, options) as source:
+                self._session = ort.InferenceSession(
+                    source, options, providers=[provider], disabled_optimizers=[] if fold else ["ConstantFolding"]
+                )
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             name = f"{model}" if isinstance(model, (str, Path)) else "the model"
             raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
@@ -83,25 +91,26 @@ def _options(threads: int, config: Mapping[str, str]) -> ort.SessionOptions:
 
 
 class _loadable:
-    """What InferenceSession accepts: bytes of a small model, a path for a file or a model over 2 GB."""
+    """What InferenceSession accepts: bytes of a model, or the path of a file.
 
-    def __init__(self, model: onnx.ModelProto | str | Path) -> None:
+    The options are told where the weights are that are not in the model; large ones are put on disk first.
+    """
+
+    def __init__(self, model: onnx.ModelProto | str | Path, options: ort.SessionOptions) -> None:
         self._model = model
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if isinstance(model, onnx.ModelProto):
+            if model.ByteSize() > LARGEST_IN_MEMORY:
+                self._store = WeightStore()  # until the model is loaded
+                self._model = model = stored(model, None, self._store)
+            folder = folder_of(model)
+            if folder is not None:
+                options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
 
     def __enter__(self) -> bytes | str:
-        if isinstance(self._model, (str, Path)):
-            return str(self._model)
-        if self._model.ByteSize() < LARGEST_IN_MEMORY:
-            return self._model.SerializeToString()
-        self._folder = tempfile.TemporaryDirectory()
-        path = Path(self._folder.name) / "model.onnx"
-        onnx.save(self._model, path, save_as_external_data=True, location="weights.bin")
-        return str(path)
+        return self._model.SerializeToString() if isinstance(self._model, onnx.ModelProto) else str(self._model)
 
     def __exit__(self, *_: object) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._store = None
 
 
 def _info(argument: Any) -> TensorInfo:
@@ -143,7 +152,7 @@ def evaluate(proto: onnx.ModelProto, feed: Feed | None = None) -> dict[str, Any]
     options = _options(1, {})
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        with _loadable(proto) as source:
+        with _loadable(proto, options) as source:
             session = ort.InferenceSession(source, options, providers=[CPU])
         names = [o.name for o in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(feed or {})), strict=True))
@@ -196,13 +205,13 @@ def save_optimized(
     level: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 ) -> None:
     """Write the graph that onnxruntime runs here, its larger weights in a file beside it."""
-    options = _options(1, {})
+    options = _options(1, UNPACKED)
     options.graph_optimization_level = level
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
     try:
-        with _loadable(model) as source:
+        with _loadable(model, options) as source:
             ort.InferenceSession(source, options, providers=[provider])
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error

@@ -5,30 +5,35 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, Message
-from onnx.external_data_helper import set_external_data
+from onnx.external_data_helper import set_external_data, uses_external_data
 
 from onnxq.errors import ModelError, OutputError
 from onnxq.files import write_whole
 from onnxq.precision import is_half, widen
-from onnxq.proto import with_external_data
-from onnxq.runtime import LARGEST_IN_MEMORY
+from onnxq.proto import folder_of, with_external_data
+from onnxq.store import WeightStore, size_of, stored
 
+LARGEST_FILE = 1_800_000_000  # bytes: protobuf refuses messages of 2 GB
 SMALLEST_BESIDE = 1024  # bytes of a tensor that goes into the file of weights
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was given: its proto, the folder of its external data, and a name for messages."""
+    """A model as it was given: its proto, the folder of its external data, and a name for messages.
+
+    Large weights that were in a file or in bytes are in `store`, for the proto not to hold them in memory.
+    """
 
     proto: onnx.ModelProto
     folder: Path | None
     path: Path | None
+    store: WeightStore = field(default_factory=WeightStore)
 
     @property
     def name(self) -> str:
@@ -36,12 +41,12 @@ class Source:
 
     @property
     def loadable(self) -> Path | onnx.ModelProto:
-        """What the runtime loads: the file where there is one, so that it finds external data.
+        """What the runtime loads: the file where there is one, so that it finds external data, and no large weights in it.
 
         Most kernels of bfloat16 are missing on a CPU: such a model is given as one that computes in float32.
         """
         if not is_half(self.proto, (onnx.TensorProto.BFLOAT16,)):
-            return self.path or self.proto
+            return self.proto if self.path is None or folder_of(self.proto) is not None else self.path
         twin = with_external_data(self.proto, self.folder)
         widen(twin)
         return twin
@@ -49,7 +54,7 @@ class Source:
     @property
     def size(self) -> int:
         """Bytes of the model with its external data."""
-        return self.proto.ByteSize() + sum(p.stat().st_size for p in self.beside if p.is_file())
+        return sum(p.stat().st_size for p in self.files if p.is_file()) if self.path else size_of(self.proto)
 
     @property
     def files(self) -> list[Path]:
@@ -62,7 +67,7 @@ class Source:
         if self.folder is None:
             return []
         places = {e.value for t in self.proto.graph.initializer for e in t.external_data if e.key == "location"}
-        return [self.folder / p for p in sorted(places)]
+        return [] if folder_of(self.proto) is not None else [self.folder / p for p in sorted(places)]
 
 
 def load_any(model: str | Path | bytes | onnx.ModelProto) -> Source:
@@ -70,7 +75,7 @@ def load_any(model: str | Path | bytes | onnx.ModelProto) -> Source:
     if isinstance(model, onnx.ModelProto):
         return Source(model, None, None)
     if isinstance(model, bytes):
-        return Source(_parse(model, "the model"), None, None)
+        return _stored(_parse(model, "the model"), None)
     path = Path(model)
     if not path.exists():
         raise ModelError(f"there is no model at {path}")
@@ -78,7 +83,14 @@ def load_any(model: str | Path | bytes | onnx.ModelProto) -> Source:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    return Source(_parse(data, str(path)), path.parent, path)
+    return _stored(_parse(data, str(path)), path)
+
+
+def _stored(proto: onnx.ModelProto, path: Path | None) -> Source:
+    folder, store = None if path is None else path.parent, WeightStore()
+    if not any(uses_external_data(t) for t in proto.graph.initializer):  # external data is not in memory anyway
+        proto = stored(proto, None, store)
+    return Source(proto, folder, path, store)
 
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
@@ -103,18 +115,25 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
 
 def _has_broken_text(message: Message) -> bool:
     """Whether a name or another text in it is no UTF-8; protobuf then gives its bytes."""
-    for field, content in message.ListFields():
+    for kind, content in message.ListFields():
         parts: Any = content if isinstance(content, Sequence) and not isinstance(content, (str, bytes)) else [content]
-        if field.message_type is not None and any(_has_broken_text(part) for part in parts):
+        if kind.message_type is not None and any(_has_broken_text(part) for part in parts):
             return True
-        if field.type == field.TYPE_STRING and not all(isinstance(part, str) for part in parts):
+        if kind.type == kind.TYPE_STRING and not all(isinstance(part, str) for part in parts):
             return True
     return False
 
 
+def size_in_memory(loadable: onnx.ModelProto | str | Path) -> int:
+    """Bytes of what `Source.loadable` gives, with its weights."""
+    if isinstance(loadable, onnx.ModelProto):
+        return size_of(loadable)
+    return load_any(loadable).size
+
+
 def save(proto: onnx.ModelProto, path: Path) -> None:
     """Write a model, whole or not at all; one over 2 GB with its weights in `<name>.data` beside it. Raises OutputError."""
-    if proto.ByteSize() < LARGEST_IN_MEMORY:
+    if proto.ByteSize() < LARGEST_FILE:
         write_whole(path, proto.SerializeToString(deterministic=True))
         return
     twin = onnx.ModelProto()

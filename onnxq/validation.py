@@ -17,9 +17,11 @@ from onnxq.data import Sample, load_function, open_samples
 from onnxq.errors import DataError, RecipeError
 from onnxq.images import ImageOptions
 from onnxq.runtime import Session
+from onnxq.source import load_any, size_in_memory
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 Metric = Callable[[Run, Iterable[tuple[dict[str, np.ndarray], np.ndarray | None]]], float]
+LARGE = 1 << 30  # bytes of a model of which memory for one copy is enough to ask for
 INAUDIBLE = 60.0  # dB of SQNR: a gap above it is rounding
 GAP = 3.0  # dB of SQNR between emulation and kernels that is worth a sentence
 
@@ -218,6 +220,15 @@ class Latency:
         return "slower" if self.speedup[2] < low else "equal"
 
 
+def compared(original: Any, quantized: Any, threads: int, provider: str) -> list[Session]:
+    """The sessions that `accuracy` runs: float, emulated, and real kernels."""
+    return [
+        Session(original, threads=threads),
+        Session(quantized, threads=threads, config=runtime.EMULATED, fold=size_in_memory(original) <= LARGE),
+        Session(quantized, threads=threads, provider=provider),
+    ]
+
+
 def latency(
     models: Sequence[Any],
     feed: Mapping[str, np.ndarray],
@@ -228,8 +239,13 @@ def latency(
     seed: int = 0,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Latency:
-    """Time (float, quantized) on one feed, with a second copy of the float model as the control."""
-    sessions = [Session(m, threads=threads, provider=provider) for m in (models[0], models[0], models[1])]
+    """Time (float, quantized) on one feed, with a second copy of the float model as the control.
+
+    Of a model over LARGE bytes there is no second copy: it is run twice.
+    """
+    sessions = [Session(m, threads=threads, provider=provider) for m in models]
+    again = sessions[0] if size_in_memory(models[0]) > LARGE else Session(models[0], threads=threads, provider=provider)
+    sessions.insert(1, again)
     bar = None if progress is None else lambda share: progress("timing", round(100 * share), 100)
     times = runtime.time_paired([lambda s=s: s.run(feed) for s in sessions], seconds=seconds, progress=bar, seed=seed)
     reference, control, quantized = times.T
@@ -305,15 +321,10 @@ def validate(
 ) -> Comparison:
     """Compare any quantized model with its float model (paths, bytes or protos). Raises OnnxqError."""
     from onnxq.audit import inspect
-    from onnxq.source import load_any
 
     device = runtime.check_provider(provider)
     float_model, candidate = load_any(reference), load_any(quantized)
-    sessions = [
-        Session(float_model.loadable, threads=threads),
-        Session(candidate.loadable, threads=threads, config=runtime.EMULATED),
-        Session(candidate.loadable, threads=threads, provider=device),
-    ]
+    sessions = compared(float_model.loadable, candidate.loadable, threads, device)
     names = [[o.name for o in s.outputs] for s in (sessions[0], sessions[2])]
     if names[0] != names[1]:
         raise DataError(f"the models have other outputs: {names[0]} and {names[1]}; they are not a pair")
@@ -323,6 +334,7 @@ def validate(
     score = load_function(metric) if isinstance(metric, str) else metric
     found = accuracy(sessions, samples, data="given", metric=score, progress=progress, total=samples.length)
     feed = next(iter(samples)).feed
+    del sessions  # for their weights not to be there twice
     times = latency(
         [float_model.loadable, candidate.loadable],
         feed,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
+from onnxq import kernels
 from onnxq.model import Observed
-from onnxq.numerics import Array, Granularity, PerAxis, QuantParams, fake_quantize, params_of_range
+from onnxq.numerics import Array, Granularity, PerAxis, QuantParams, params_of_range
 from onnxq.observers import Observer, observer
 from onnxq.sketch import TensorSketch
 
@@ -21,11 +25,12 @@ def weight_params(weight: Array, spec: Observed, method: str = "mse") -> QuantPa
     best = params_of_range(low, high, spec.type, symmetric=spec.symmetric, granularity=spec.granularity)
     if method != "mse":
         return best
-    least = _errors(weight, best, axes)
+    rows = np.ascontiguousarray(_rows(weight, spec.granularity), np.float32)
+    least = rounding_errors(rows, best)
     scale, zero = best.scale.copy(), best.zero_point.copy()
     for share in CANDIDATES[1:]:
         tried = params_of_range(low * share, high * share, spec.type, symmetric=spec.symmetric, granularity=spec.granularity)
-        errors = _errors(weight, tried, axes)
+        errors = rounding_errors(rows, tried)
         better = errors < least
         scale, zero = np.where(better, tried.scale, scale), np.where(better, tried.zero_point, zero)
         least = np.minimum(least, errors)
@@ -51,5 +56,26 @@ def _reduced_axes(weight: Array, granularity: Granularity) -> tuple[int, ...] | 
     return None
 
 
-def _errors(weight: Array, params: QuantParams, axes: tuple[int, ...] | None) -> Array:
-    return np.square((fake_quantize(weight, params) - weight).astype(np.float64)).sum(axes)
+def _rows(weight: Array, granularity: Granularity) -> Array:
+    """The weight as (channels, n), or (1, n) where one scale is for all of it."""
+    if isinstance(granularity, PerAxis):
+        return np.moveaxis(weight, granularity.axis, 0).reshape(weight.shape[granularity.axis], -1)
+    return weight.reshape(1, -1)
+
+
+def rounding_errors(rows: Array, params: QuantParams) -> Array:
+    """Squared error, float64 (C,), of rows (C, n) float32 that are rounded with parameters of each; () for one of all."""
+    scale = np.broadcast_to(params.scale, len(rows)).astype(np.float32)
+    zero = np.broadcast_to(params.zero_point, len(rows)).astype(np.float32)
+    low, high, total = params.type.qmin - zero, params.type.qmax - zero, np.zeros(len(rows))
+    parts = np.array_split(np.arange(len(rows)), max(1, min(os.cpu_count() or 1, rows.size >> 20)))
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for part in [
+            pool.submit(_add_errors, rows, scale, low, high, total, slice(p[0], p[-1] + 1)) for p in parts if len(p)
+        ]:
+            part.result()
+    return total.reshape(params.scale.shape)
+
+
+def _add_errors(rows: Array, scale: Array, low: Array, high: Array, total: Array, part: slice) -> None:
+    kernels.rounding_errors(rows[part], scale[part], low[part], high[part], total[part])

@@ -422,7 +422,7 @@ def test_a_model_is_not_there_in_part(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_model_over_two_gigabytes_has_its_weights_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proto = tiny.model(tiny.DENSE.replace("4", "400"))
-    monkeypatch.setattr(source, "LARGEST_IN_MEMORY", 100)
+    monkeypatch.setattr(source, "LARGEST_FILE", 100)
     for _ in range(2):  # a second time over the first
         source.save(proto, folder / "big.onnx")
         assert sorted(p.name for p in folder.glob("*big*")) == ["big.onnx", "big.onnx.data"]

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import onnxq
 from onnxq.data import open_samples
 from onnxq.errors import RecipeError
-from onnxq.numerics import QuantType, fake_quantize, params_of_range
+from onnxq.numerics import PerAxis, QuantType, fake_quantize, params_of_range
 from onnxq.observers import Auto, observer, registry
 from onnxq.observers.kl import Kl, divergence
 from onnxq.observers.moments import limit_of as limit
@@ -20,6 +22,7 @@ from onnxq.observers.mse import Mse, squared_error, squared_error_numpy
 from onnxq.observers.percentile import Percentile
 from onnxq.runtime import Session, exposed
 from onnxq.sketch import TensorSketch
+from onnxq.weights import rounding_errors
 
 rng = np.random.default_rng(0)
 NORMAL = rng.standard_normal(100_000)
@@ -288,3 +291,13 @@ def test_symmetric_kl_is_the_same_for_mirrored_data() -> None:
     one, other = (Kl().choose(sketch_of(sign * x), QuantType.INT8, symmetric=True) for sign in (1, -1))
     assert one == pytest.approx(other, rel=2e-3)
     assert one[1] < 20
+
+
+@given(st.integers(1, 5), st.integers(1, 3000), st.integers(0, 99), st.booleans())
+@settings(deadline=None, max_examples=30)
+def test_the_compiled_rounding_error_of_a_weight_is_that_of_numpy(rows: int, n: int, seed: int, symmetric: bool) -> None:
+    x = np.random.default_rng(seed).standard_normal((rows, n)).astype(np.float32)
+    kind = QuantType.INT8 if symmetric else QuantType.UINT8
+    params = params_of_range(0.7 * x.min(1), 0.7 * x.max(1), kind, symmetric=symmetric, granularity=PerAxis(0))
+    off = (fake_quantize(x, params) - x).astype(np.float64)
+    np.testing.assert_allclose(rounding_errors(x, params), np.square(off).sum(1), rtol=1e-12)

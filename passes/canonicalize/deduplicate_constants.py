@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,7 +27,7 @@ class DeduplicateConstants(Pass):
 
     def apply(self, model: Model) -> int:
         graph, merged = model.graph, 0
-        first: dict[tuple[str, tuple[int, ...], bytes], Constant] = {}
+        first: dict[tuple[str, tuple[int, ...], bytes], Constant] = {}  # by type, shape and a hash of the bytes
         for tensor in graph.tensors().values():
             if not isinstance(tensor, Constant) or tensor.nbytes < self.smallest or isinstance(tensor.dtype, int):
                 continue
@@ -34,7 +35,9 @@ class DeduplicateConstants(Pass):
                 model.refusals.append((tensor.name, "it is a graph output"))
                 continue
             values = np.asarray(tensor.values)
-            twin = first.setdefault((values.dtype.str, values.shape, values.tobytes()), tensor)
+            twin = first.setdefault(
+                (values.dtype.str, values.shape, hashlib.sha256(np.ascontiguousarray(values).data).digest()), tensor
+            )
             if twin is not tensor:
                 graph.replace_uses(tensor, twin)
                 merged += 1

@@ -35,7 +35,7 @@ class LearnTypes(Pass):
         if not tensors or feed is None:
             return 0
         try:
-            session = runtime.Session(runtime.exposed(model.graph.to_proto(), tensors), threads=model.threads)
+            session = runtime.Session(runtime.exposed(model.graph.to_stored_proto(), tensors), threads=model.threads)
             values = session.run(feed)
         except ModelError as error:
             model.refusals.append(("model", str(error)))

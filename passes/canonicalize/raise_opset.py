@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx
-from onnx import version_converter
+from onnx import helper, version_converter
+from onnx.external_data_helper import uses_external_data
 
 from onnxq.graph import Graph
 from onnxq.model import PER_CHANNEL_OPSET, Model
 from onnxq.passmanager import Pass
+from onnxq.proto import folder_of, say_folder
 
 RESIZE_OPSET = 11  # the first in which Resize has modes; before, it had those of _keep_sampling
 
@@ -46,7 +48,7 @@ class RaiseOpset(Pass):
 
 
 def _raised(graph: Graph, version: int) -> onnx.ModelProto:
-    proto = graph.to_proto()
+    proto = graph.to_stored_proto()
     used = {n.domain for n in _nodes(proto.graph)} | {""}
     kept = [o for o in proto.opset_import if o.domain in used]
     del proto.opset_import[:]
@@ -54,13 +56,22 @@ def _raised(graph: Graph, version: int) -> onnx.ModelProto:
     proto.ir_version = max(proto.ir_version, 4)  # before 4 every initializer had to be an input too
     initializers = {t.name for t in proto.graph.initializer}
     inputs = [i for i in proto.graph.input if i.name not in initializers]
-    del proto.graph.input[:]
-    proto.graph.input.extend(inputs)
+    weights = [t for t in proto.graph.initializer if uses_external_data(t)]  # inputs, for the converter not to ask for them
+    small = [t for t in proto.graph.initializer if not uses_external_data(t)]
+    del proto.graph.input[:], proto.graph.initializer[:]
+    proto.graph.input.extend([*inputs, *(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)])
+    proto.graph.initializer.extend(small)
     raised = version_converter.convert_version(proto, version)
     if graph.opset < RESIZE_OPSET:
         _keep_sampling(raised)
     onnx.checker.check_model(raised)
     raised.ir_version = max(raised.ir_version, 8)
+    kept = {i.name for i in inputs}
+    inputs = [i for i in raised.graph.input if i.name in kept]
+    del raised.graph.input[:]
+    raised.graph.input.extend(inputs)
+    raised.graph.initializer.extend(weights)
+    say_folder(raised, folder_of(proto))
     return raised
 
 

@@ -105,7 +105,7 @@ def _readings(model: Model, tensor: Tensor) -> tuple[list[np.ndarray], list[Call
     if model.graph.producer(tensor) is None:
         arrays = [feed[tensor.name] for feed in model.calibration.probes]
     else:
-        session = Session(exposed(model.graph.to_proto(), [tensor.name]), threads=model.threads)
+        session = Session(exposed(model.graph.to_stored_proto(), [tensor.name]), threads=model.threads)
         arrays = [session.run(feed)[tensor.name] for feed in model.calibration.probes]
     readers: list[Callable[[np.ndarray], np.ndarray]] = []
     for node, index in model.graph.readers(tensor):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from onnxq.calibration import Calibration, hash_of_model
+from onnxq.calibration import Calibration
 from onnxq.collection import collect
 from onnxq.data import Sample
 from onnxq.errors import CalibrationError
 from onnxq.graph import Constant
 from onnxq.model import Model, Observed
 from onnxq.passmanager import Pass
+from onnxq.store import hash_of_model
 
 GATES = ("HardSwish", "HardSigmoid", "Sigmoid")
 
@@ -35,7 +36,7 @@ class CollectStatistics(Pass):
         if model.calibration is not None and not missing:
             return 0
         given, samples, total = model.calibration, model.samples, None if model.samples is None else model.samples.length
-        graph_hash = hash_of_model((model.reference or model.graph).to_proto()) if given is None else given.graph_hash
+        graph_hash = hash_of_model((model.reference or model.graph).to_stored_proto()) if given is None else given.graph_hash
         how = replace(model.collecting, graph_hash=graph_hash, left_out={} if given is None else given.skipped)
         notes = []
         if samples is None:
@@ -50,7 +51,7 @@ class CollectStatistics(Pass):
                 f"{len(missing)} tensors were evened out anew, and seen only on the {total} feeds that the calibration keeps"
             ]
         try:
-            found = collect(model.graph.to_proto(), missing, samples, how, total=total)
+            found = collect(model.graph.to_stored_proto(), missing, samples, how, total=total)
         except BaseException as stop:
             if given is not None:
                 stop.partial = replace(given, plan_hash="")  # type: ignore[attr-defined]  # without what it lacks now

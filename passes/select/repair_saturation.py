@@ -63,7 +63,7 @@ class RepairSaturation(Pass):
         assert model.calibration is not None
         rng = np.random.default_rng(0)
         names = dict.fromkeys(n.inputs[0].name for n in nodes)
-        session = runtime.Session(runtime.exposed(model.graph.to_proto(), names), threads=model.threads)
+        session = runtime.Session(runtime.exposed(model.graph.to_stored_proto(), names), threads=model.threads)
         probes = model.calibration.probes
         count = -(-self.rows // len(probes))
         found: dict[str, list[Array]] = {n.name: [] for n in nodes}

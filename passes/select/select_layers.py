@@ -42,7 +42,7 @@ class SelectLayers(Pass):
         entries = [t.name for t in model.graph.outputs if _is_read_by_entry(t)]
         if calibration is None or not calibration.loudest or not layers or not entries:
             return 0
-        exact = _run(model, model.graph.to_proto(), calibration.loudest)
+        exact = _run(model, model.graph.to_stored_proto(), calibration.loudest)
         reached = _sqnr(exact, _run(model, emulated(model), calibration.loudest), entries)
         limit = self.goal if model.sensitive else self.below  # once begun, it is brought to its goal
         if reached >= limit:

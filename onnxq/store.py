@@ -1,0 +1,185 @@
+"""Weights on disk: the large arrays of a model in one file, mapped into memory, so that only what is read is resident.
+
+A proto whose initializers refer to that file is for this process alone. It says in its metadata which folder the file is
+in, for the runtime to find it; what is saved for others has its weights inside, or beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from onnxq.proto import folder_of, load_external, say_folder
+
+FILE = "weights.bin"
+LEAST = 1 << 16  # bytes of an array that is worth a place in the file
+PAGE = 4096  # what a mapping starts at a multiple of
+
+
+class WeightStore:
+    """Arrays in a file of a temporary folder that goes when the store does."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._end = 0
+        self._full = False
+        self._mappings: list[mmap.mmap] = []
+        self._mapped: dict[int, np.ndarray] = {}  # offset -> the array there
+        self._offsets: dict[int, int] = {}  # id of such an array -> offset
+        self._copied: dict[int, tuple[weakref.ref[np.ndarray], np.ndarray]] = {}  # id of an array -> it, and what is mapped
+
+    @property
+    def folder(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="onnxq-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
+
+    def holds(self, values: Any) -> bool:
+        return self._mapped.get(self._offsets.get(id(values), -1)) is values
+
+    def keep(self, values: np.ndarray) -> np.ndarray:
+        """The array as it is in the file from now on; the same one where it is there, is small, or the disk is full."""
+        is_plain = values.dtype.isbuiltin == 1 and values.dtype != object
+        if self._full or not is_plain or values.nbytes < LEAST or self.holds(values):
+            return values
+        known = self._copied.get(id(values))
+        if known is not None and known[0]() is values:
+            return known[1]
+        offset = self._end
+        try:
+            with open(self.folder / FILE, "ab") as file:
+                file.truncate(offset)
+                file.seek(offset)
+                np.ascontiguousarray(values).tofile(file)
+                self._end = -(-file.tell() // PAGE) * PAGE
+                file.truncate(self._end)
+        except OSError:  # the arrays stay in memory, as they would without a store
+            self._full = True
+            return values
+        mapping = np.memmap(self.folder / FILE, values.dtype, "c", offset, values.shape)
+        self._mappings.append(mapping._mmap)  # type: ignore[attr-defined]
+        mapped: np.ndarray = mapping.view(np.ndarray)
+        self._mapped[offset], self._offsets[id(mapped)] = mapped, offset
+        self._copied[id(values)] = weakref.ref(values), mapped
+        return mapped
+
+    def release(self) -> None:
+        """Let go of the memory of what was read; it is read from the file again where it is needed."""
+        for mapping in self._mappings:
+            if hasattr(mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+                mapping.madvise(mmap.MADV_DONTNEED)
+
+    def reference(self, name: str, values: np.ndarray) -> TensorProto:
+        """An initializer that refers to an array of the file."""
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = TensorProto(name=name, data_type=kind, dims=values.shape, data_location=TensorProto.EXTERNAL)
+        for key, text in (("location", FILE), ("offset", self._offsets[id(values)]), ("length", values.nbytes)):
+            tensor.external_data.add(key=key, value=str(text))
+        return tensor
+
+    def find(self, tensor: TensorProto) -> np.ndarray:
+        """The array that an initializer made by `reference` refers to."""
+        return self._mapped[_number(tensor, "offset")].reshape(tuple(tensor.dims))
+
+
+def stored(proto: onnx.ModelProto, folder: Path | None, store: WeightStore) -> onnx.ModelProto:
+    """A copy of the model with its large initializers in the store; other external data, read from `folder`, is in it.
+
+    Raises ModelError where external data cannot be read.
+    """
+    twin = onnx.ModelProto()
+    _copy_but(proto, twin, "graph")
+    _copy_but(proto.graph, twin.graph, "initializer")
+    own = folder_of(proto)
+    load_external(twin, own or folder)
+    for tensor in proto.graph.initializer:
+        if own == store.folder and uses_external_data(tensor):
+            twin.graph.initializer.append(tensor)
+            continue
+        whole = tensor
+        if uses_external_data(tensor):
+            single = onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor]))
+            load_external(single, own or folder)
+            whole = single.graph.initializer[0]
+        twin.graph.initializer.append(_reference(whole, store))
+    if any(uses_external_data(t) for t in twin.graph.initializer):
+        say_folder(twin, store.folder)
+    return twin
+
+
+def _reference(tensor: TensorProto, store: WeightStore) -> TensorProto:
+    """The initializer with its data in the store, where that takes it."""
+    if tensor.ByteSize() < LEAST or helper.tensor_dtype_to_np_dtype(tensor.data_type).isbuiltin != 1:
+        return tensor
+    try:
+        values = store.keep(numpy_helper.to_array(tensor))
+    except (ValueError, TypeError):  # more or less data than its shape says: who reads it tells
+        return tensor
+    return store.reference(tensor.name, values) if store.holds(values) else tensor
+
+
+def _copy_but(given: Any, made: Any, left_out: str) -> None:
+    """Copy a message, without one of its fields."""
+    for field, content in given.ListFields():
+        if field.name == left_out:
+            continue
+        if hasattr(content, "extend"):
+            getattr(made, field.name).extend(content)
+        elif field.message_type is not None:
+            getattr(made, field.name).CopyFrom(content)
+        else:
+            setattr(made, field.name, content)
+
+
+def whole(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its weights inside, for other processes."""
+    folder = folder_of(proto)
+    if folder is None:
+        return proto
+    twin = onnx.ModelProto()
+    twin.CopyFrom(proto)
+    load_external(twin, folder)
+    say_folder(twin, None)
+    return twin
+
+
+def size_of(proto: onnx.ModelProto) -> int:
+    """Bytes of the model with its weights."""
+    return proto.ByteSize() + sum(_number(t, "length") for t in proto.graph.initializer if uses_external_data(t))
+
+
+def hash_of_model(proto: onnx.ModelProto) -> str:
+    """SHA-256 of the model, the same wherever its large weights are."""
+    digest, folder = hashlib.sha256(), folder_of(proto)
+    light = onnx.ModelProto()
+    _copy_but(proto, light, "graph")
+    _copy_but(proto.graph, light.graph, "initializer")
+    say_folder(light, None)
+    for tensor in proto.graph.initializer:
+        if folder is not None and uses_external_data(tensor):
+            values = np.memmap(folder / FILE, np.uint8, "r", _number(tensor, "offset"), (_number(tensor, "length"),))
+            content: Any = values
+        elif len(tensor.raw_data) >= LEAST:
+            content = tensor.raw_data
+        else:
+            light.graph.initializer.append(tensor)
+            continue
+        light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        digest.update(content)
+    digest.update(light.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _number(tensor: TensorProto, key: str) -> int:
+    return next((int(e.value) for e in tensor.external_data if e.key == key), 0)
