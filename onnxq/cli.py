@@ -69,6 +69,10 @@ Feedback = Annotated[
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", metavar="SIZE", help="Of activations held at once, e.g. 2GB.")
 ]
+CustomOps = Annotated[
+    list[Path] | None,
+    typer.Option("--custom-op-library", metavar="PATH", help="A library with ops of the model's own domains; repeatable."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -132,6 +136,7 @@ def quantize(
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="Of a quantized model: choose the ranges of activations anew.")
     ] = False,
+    custom_op_library: CustomOps = None,
     image_size: Size = None,
     image_mean: Mean = None,
     image_std: Std = None,
@@ -145,7 +150,7 @@ def quantize(
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
     read = {"the --data": data, "the --eval data": evaluation, "the --calibration file": calibration, "the --recipe": recipe}
     written = {"the report": report, "the output": output, "the ranges saved": save_ranges}
-    _check_overwrites(written, {"the input model": model, "the --ranges": ranges, **read})
+    _check_overwrites(written, {"the input model": model, "the --ranges": ranges, **read, **_libraries(custom_op_library)})
     _check_report(report, force)
     _check_report(save_ranges, force)
     with _progress(quiet or json_) as progress:
@@ -155,7 +160,7 @@ def quantize(
             ranges=ranges, metric=metric, max_drop=max_drop, min_speedup=min_speedup, max_samples=max_samples, images=images,
             threads=threads, provider=provider, seed=seed, validate=not no_validate, force=force, dump_dir=dump_dir,
             on_nonfinite=on_nonfinite, memory_limit=_bytes(memory_limit),  # type: ignore[arg-type]
-            feedback=_states(feedback), recalibrate=recalibrate, progress=progress,
+            feedback=_states(feedback), recalibrate=recalibrate, custom_op_library=custom_op_library, progress=progress,
         )  # fmt: skip
     if report is not None:
         _write(report, result.to_json())
@@ -194,6 +199,7 @@ def calibrate(
     on_nonfinite: OnNonfinite = "error",
     memory_limit: MemoryLimit = None,
     feedback: Feedback = None,
+    custom_op_library: CustomOps = None,
     force: Force = False,
     image_size: Size = None,
     image_mean: Mean = None,
@@ -217,13 +223,14 @@ def calibrate(
         raise RecipeError("--workers and --dask both say where to collect; give one of them")
     (model,) = inputs
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
-    _check_overwrites({"the output": output}, {"the input model": model, "the --data": data, "the --recipe": recipe})
+    read = {"the input model": model, "the --data": data, "the --recipe": recipe, **_libraries(custom_op_library)}
+    _check_overwrites({"the output": output}, read)
     with _interruptible(), _progress(quiet) as progress, _executor(workers, dask) as executor:
         found = onnxq.calibrate(
             model, data, output=output, recipe=recipe, target=target, max_samples=max_samples, images=images,
             threads=_shared(threads, workers, dask), force=force, on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
             memory_limit=_bytes(memory_limit), checkpoint=checkpoint, executor=executor,
-            feedback=_states(feedback), progress=progress,
+            feedback=_states(feedback), custom_op_library=custom_op_library, progress=progress,
         )  # fmt: skip
     if not quiet:
         for note in found.notes:
@@ -297,6 +304,7 @@ def validate(
     threads: Threads = 0,
     provider: Provider = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order in which runs are timed.")] = 0,
+    custom_op_library: CustomOps = None,
     report: ReportFile = None,
     image_size: Size = None,
     image_mean: Mean = None,
@@ -312,13 +320,14 @@ def validate(
     from onnxq.report import comparison_lines, comparison_table, to_plain_json
 
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
-    _check_overwrites({"the report": report}, {"a model to compare": reference, "a model": quantized, "the --data": data})
+    read = {"a model to compare": reference, "a model": quantized, "the --data": data, **_libraries(custom_op_library)}
+    _check_overwrites({"the report": report}, read)
     _check_report(report, force)
     with _progress(quiet or json_) as progress:
         found = onnxq.validate(
             reference, quantized, data, metric=metric, max_drop=max_drop, min_speedup=min_speedup,
             max_samples=max_samples, images=images, threads=threads, provider=provider or "cpu", seed=seed,
-            progress=progress,
+            custom_op_library=custom_op_library, progress=progress,
         )  # fmt: skip
     if report is not None:
         _write(report, to_plain_json(found))
@@ -332,10 +341,16 @@ def validate(
 
 
 @app.command(epilog="Example: onnxq inspect model.int8.onnx")
-def inspect(model: Annotated[Path, typer.Argument(help="Any ONNX model.")], json_: Json = False) -> None:
+def inspect(
+    model: Annotated[Path, typer.Argument(help="Any ONNX model.")],
+    custom_op_library: CustomOps = None,
+    json_: Json = False,
+) -> None:
     """What the runtime runs in integer and in float kernels, for any ONNX file."""
+    from onnxq import runtime
     from onnxq.report import inspection_page
 
+    runtime.register_custom_ops(custom_op_library)
     page, plain = inspection_page(model)
     if json_:
         typer.echo(json.dumps(plain, indent=1))
@@ -467,6 +482,11 @@ def _check_overwrites(written: dict[str, Path | None], read: dict[str, str | Pat
         for other, place in others.items():
             if path is not None and what != other and _same(path, place):
                 raise OutputError(f"{what} {path} is {other}; give another name")
+
+
+def _libraries(paths: list[Path] | None) -> dict[str, Path]:
+    """The custom op libraries as `_check_overwrites` takes them."""
+    return {f"the --custom-op-library {path}": path for path in paths or []}
 
 
 def _same(path: Path, other: Path) -> bool:

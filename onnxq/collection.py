@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import threading
 import time
 from collections import deque
@@ -26,7 +27,7 @@ from onnxq import runtime
 from onnxq.blocks import Blocks
 from onnxq.calibration import Calibration, hash_of_feed
 from onnxq.data import Sample
-from onnxq.errors import CalibrationError, OutputError
+from onnxq.errors import CalibrationError, OutputError, RecipeError
 from onnxq.exposure import Exposed
 from onnxq.sketch import TensorSketch
 from onnxq.store import hash_of_model, whole
@@ -79,6 +80,7 @@ class Job:
     public: tuple[str, ...]  # the outputs that the model has of its own
     threads: int
     on_nonfinite: Nonfinite
+    custom_op_libraries: tuple[str, ...] = ()  # without which no session of the model is made
 
     def empty(self) -> Calibration:
         return Calibration(sketches={name: TensorSketch(axis) for name, axis in self.axes.items()})
@@ -151,7 +153,8 @@ def _read(
     if how.checkpoint is not None or how.executor is not None:  # others tell by it whether they know the job
         what = f"{dict(axes)} {list(among)} {sorted(left_out)} {how.threads} {how.on_nonfinite}"
         digest = hashlib.sha256(f"{hash_of_model(proto)} {what}".encode()).hexdigest()[:16]
-    job = Job(digest, dict(axes), tuple(among), tuple(o.name for o in proto.graph.output), how.threads, how.on_nonfinite)
+    public, libraries = tuple(o.name for o in proto.graph.output), tuple(runtime.custom_op_libraries)
+    job = Job(digest, dict(axes), tuple(among), public, how.threads, how.on_nonfinite, libraries)
     keeper = _Keeper(job, how, total)
     keeper.found.skipped.update(left_out)
     todo = keeper.unread((k, sample) for k, sample in enumerate(samples) if k not in left_out)
@@ -415,6 +418,10 @@ def observe_shard(job: Job, content: bytes | None, items: list[Indexed]) -> Cali
             return None
         if collector is not None:
             collector.close()
+        try:
+            runtime.register_custom_ops(job.custom_op_libraries)
+        except RecipeError as error:  # a worker of a cluster may lack a file that is here
+            raise RecipeError(f"on the worker {platform.node()}: {error}") from error
         collector = _worker.collector = Collector(job, onnx.ModelProto.FromString(content))
     found = job.empty()
     try:

@@ -69,6 +69,7 @@ def quantize(
     memory_limit: int | None = None,
     feedback: Mapping[str, str] | None = None,
     recalibrate: bool = False,
+    custom_op_library: str | Path | Sequence[str | Path] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Quantize a float32 ONNX model, check the result and compare it with the float model.
@@ -78,9 +79,12 @@ def quantize(
     In mode "dynamic" no data is needed: MatMul, Gemm and LSTM quantize their input anew at every run, the rest stays float.
     `ranges` is a file that `Report.ranges_toml` wrote, with what was edited in it; these ranges are taken as they are.
     A model that comes in quantized, or trained for it, keeps the ranges that it has; with `recalibrate` those of activations
-    are chosen anew. `on_nonfinite`, `memory_limit` (bytes) and `feedback` are as in `calibrate`. Raises OnnxqError; a missed
-    gate is no error: it is in `Report.missed_gates`.
+    are chosen anew. `on_nonfinite`, `memory_limit` (bytes) and `feedback` are as in `calibrate`. `custom_op_library` is a
+    shared library, or several, with the ops of the model's own domains, as onnxruntime loads them; they stay registered in
+    this process. Raises OnnxqError, RecipeError where such a library cannot be loaded; a missed gate is no error: it is in
+    `Report.missed_gates`.
     """
+    runtime.register_custom_ops(custom_op_library)
     gates = {"max_drop": max_drop, "min_speedup": min_speedup}
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
     chosen = load_recipe(
@@ -147,6 +151,7 @@ def calibrate(
     checkpoint: str | Path | None = None,
     executor: Executor | Callable[[], Executor] | None = None,
     feedback: Mapping[str, str] | None = None,
+    custom_op_library: str | Path | Sequence[str | Path] | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Collect the statistics that `quantize(calibration=...)` needs, so that the data is read once. Raises OnnxqError.
@@ -155,9 +160,10 @@ def calibrate(
     ignore those elements. `memory_limit` bounds, in bytes, the activations held at once. `checkpoint` is a folder in which
     progress is kept, and found again after an interrupt. `executor` is a concurrent.futures.Executor, or a function that
     makes one; the result is the same bit for bit. `feedback` names outputs that are inputs of the next sample (output ->
-    input), which the samples then need not hold: see data.fed_back. An interrupt writes what was collected beside `output`,
-    as *.partial.calib.
+    input), which the samples then need not hold: see data.fed_back. `custom_op_library` is as in `quantize`; workers
+    load the libraries at the same paths. An interrupt writes what was collected beside `output`, as *.partial.calib.
     """
+    runtime.register_custom_ops(custom_op_library)
     chosen = load_recipe(recipe, target=target, mode="static")
     source = load_any(model)
     out = None if output is None else Path(output)

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +24,16 @@ from onnxq.store import WeightStore, stored
 
 Feed = Mapping[str, np.ndarray]
 CPU = "CPUExecutionProvider"
+CONTRIB = "com.microsoft"  # the domain of onnxruntime's own ops beyond ONNX
 LARGEST_IN_MEMORY = 1 << 28  # bytes of a model that is handed over as one message; protobuf refuses those of 2 GB
 SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ ")  # as in "/onnxruntime_src/onnxruntime/core/graph/graph.cc:1587 "
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 UNPACKED = {"session.disable_prepacking": "1"}  # no second copy of the weights, for a session that runs little
+UNKNOWN_OP = re.compile(r"Fatal error: (.+):(.+)\(-?\d+\) is not a registered function/op")
 EMULATED = {"session.disable_quant_qdq": "1"}  # Q and DQ run as they are written, in float: 32-bit-accumulating hardware
+
+custom_op_libraries: list[str] = []  # of this process: every session knows their ops
+_registering = threading.Lock()  # a worker of a cluster has several threads, and no session takes a library twice
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,42 @@ class Session:
         return dict(zip(self._names, results, strict=True))
 
 
+def register_custom_ops(paths: str | Path | Iterable[str | Path] | None) -> None:
+    """Let every session that this process makes from now on know the ops of these shared libraries; None adds none.
+
+    Raises RecipeError where there is no such file, where it cannot be loaded, and where it registers no ops.
+    """
+    for path in (paths,) if isinstance(paths, (str, Path)) else paths or ():
+        library = str(Path(path).resolve())  # workers may run in another folder
+        with _registering:
+            if library not in custom_op_libraries:
+                _check_library(library, path)
+                custom_op_libraries.append(library)
+
+
+def _check_library(library: str, given: str | Path) -> None:
+    if not Path(library).is_file():
+        raise RecipeError(f"there is no library of custom ops at {given}; give the path of a shared library, a file")
+    try:
+        ort.SessionOptions().register_custom_ops_library(library)
+    except Exception as error:
+        if "symbol RegisterCustomOps" in str(error):
+            raise RecipeError(
+                f"{given} is a library without custom ops: it has no function RegisterCustomOps; give one that is built as "
+                "onnxruntime's documentation on custom operators says"
+            ) from error
+        why = _first_line(error).rpartition(" with error: ")[2]
+        raise RecipeError(
+            f"{given} cannot be loaded as a library of custom ops: {why}; give a shared library that is built for this "
+            "system, and see that the libraries that it needs are here"
+        ) from error
+
+
 def _options(threads: int, config: Mapping[str, str]) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what matters is raised; the log only repeats it
+    for library in custom_op_libraries:
+        options.register_custom_ops_library(library)
     options.intra_op_num_threads = threads
     for key, text in config.items():
         options.add_session_config_entry(key, text)
@@ -132,7 +171,10 @@ def with_unknown_ranks(inputs: Sequence[TensorInfo], proto: onnx.ModelProto) -> 
 
 
 def _first_line(error: BaseException) -> str:
-    """What onnxruntime says, without the place in its sources and the signature of the function that said it."""
+    """What onnxruntime says, without the place in its sources and the signature of the function that said it.
+
+    Of an op that it does not know, what would make it known.
+    """
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     place = SOURCE_PLACE.search(text)
     if place is not None:
@@ -144,6 +186,9 @@ def _first_line(error: BaseException) -> str:
                 break
         message = text[end + 1 :].removeprefix(" const").strip()
         text = text[: place.start()] + message if message else text
+    unknown = UNKNOWN_OP.search(text)
+    if unknown is not None and unknown[1] != CONTRIB:
+        return f"it knows no op {unknown[2]} of domain {unknown[1]}; give --custom-op-library the library that has it"
     return text[:300]
 
 

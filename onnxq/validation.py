@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -317,11 +318,16 @@ def validate(
     threads: int = 0,
     provider: str = runtime.CPU,
     seed: int = 0,
+    custom_op_library: str | Path | Sequence[str | Path] | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Comparison:
-    """Compare any quantized model with its float model (paths, bytes or protos). Raises OnnxqError."""
+    """Compare any quantized model with its float model (paths, bytes or protos). Raises OnnxqError.
+
+    `custom_op_library` is as in `quantize`.
+    """
     from onnxq.audit import inspect
 
+    runtime.register_custom_ops(custom_op_library)
     device = runtime.check_provider(provider)
     float_model, candidate = load_any(reference), load_any(quantized)
     sessions = compared(float_model.loadable, candidate.loadable, threads, device)
