@@ -14,9 +14,14 @@ import onnx.parser
 import pytest
 
 import onnxq
-from onnxq import cli, executors, runtime
+from onnxq import cli, executors, runtime, target
+from onnxq.calibration import Calibration
 from onnxq.collection import Job, observe_shard
 from onnxq.errors import ModelError, RecipeError
+from onnxq.graph import Graph
+from onnxq.model import Model, Observed
+from onnxq.passes import ChooseRanges
+from onnxq.sketch import TensorSketch
 
 Run = Callable[..., tuple[int, str]]
 extensions = pytest.importorskip("onnxruntime_extensions", reason="onnxruntime-extensions has no wheel for this platform")
@@ -100,6 +105,19 @@ def test_custom_ops_in_bodies_and_on_constants_are_left_as_they_are(text: str) -
     check(report)
     assert "NegPos" in str(report.model)
     assert runtime.custom_op_libraries == [str(LIBRARY.resolve())]
+
+
+@pytest.mark.parametrize(("domain", "low"), [("", 0.0), (DOMAIN, -1.0)])
+def test_a_custom_op_with_the_name_of_another_is_not_taken_for_it(domain: str, low: float) -> None:
+    proto = build("net (float[N, 4] x) => (float[N, 4] y) { a = Relu (x)  y = Sqrt (a) }")
+    proto.graph.node[0].domain = domain
+    sketch = TensorSketch(None)
+    sketch.update(np.array([-1, 0, 1], np.float32), 0)
+    cpu = target.load("cpu")
+    model = Model(Graph.from_proto(proto), cpu, {"a": Observed(cpu.activation_type)})
+    model.calibration = Calibration(sketches={"a": sketch})
+    ChooseRanges(observer="min-max").apply(model)
+    assert model.params["a"].rmin == pytest.approx(low, abs=0.01)
 
 
 def test_mode_dynamic_needs_no_data_for_it() -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.errors import CalibrationError, RecipeError, nearest
-from onnxq.graph import Constant, Node, Tensor, Variable, clip_bounds
+from onnxq.graph import ONNX_DOMAINS, Constant, Node, Tensor, Variable, clip_bounds
 from onnxq.model import Model, Observed, known_as
 from onnxq.numerics import QuantParams, as_type, params_of_range
 from onnxq.observers import Auto, Observer, observer
@@ -85,6 +85,8 @@ def _params(model: Model, tensor: Tensor, spec: Observed, sketch: TensorSketch, 
     else:
         rmin, rmax = kind.choose(sketch, spec.type, symmetric=spec.symmetric)
     maker = model.graph.producer(tensor)
+    if maker is not None and maker.domain not in ONNX_DOMAINS:
+        maker = None  # a custom op may have the name of another
     low, high = -np.inf, np.inf
     if maker is not None and maker.op == "Relu":
         low = 0.0
