@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
 
-from onnxq import runtime
+from onnxq import runtime, workload
 from onnxq.graph import Graph, Node, value
 from onnxq.model import Entry, Model, Reason, State
 
@@ -141,16 +140,7 @@ def _macs(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
         values = value(tensor)
         return shapes[tensor.name] if values is None else values.shape
 
-    if node.op in ("LSTM", "GRU", "RNN"):  # each step: gates x (input + hidden) for each direction, weight (D, gates x H, I)
-        steps, batch = shape(0)[:2]
-        return int(steps * batch * (np.prod(shape(1)) + np.prod(shape(2))))
-    if node.op == "ConvTranspose":
-        return int(np.prod(shape(0)) * np.prod(shape(1)[1:]))
-    out = int(np.prod(shapes[node.outputs[0].name]))
-    if node.op == "Conv":
-        return out * int(np.prod(shape(1)[1:]))
-    inner = shape(0)[0] if node.attrs.get("transA", 0) else shape(0)[-1]
-    return out * inner
+    return workload.multiply_accumulates(node.op, node.domain or "", node.attrs, shape, lambda: shapes[node.outputs[0].name])
 
 
 def coverage(ledger: Mapping[str, Entry], macs: Mapping[str, int]) -> dict[str, KernelCount]:
@@ -163,35 +153,3 @@ def coverage(ledger: Mapping[str, Entry], macs: Mapping[str, int]) -> dict[str, 
         else:
             table[entry.op] = KernelCount(old.integer, old.float + 1, old.integer_macs, old.float_macs + work)
     return dict(sorted(table.items()))
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What the runtime runs for a file as it stands."""
-
-    integer: int
-    float: int
-    kernels: dict[str, int]
-    dequantized_in_front: list[str]
-
-
-def inspect(path: Path | onnx.ModelProto) -> Inspection:
-    """Kernels of any ONNX model, ours or not, as the runtime optimizes it; bodies included."""
-    graphs = [runtime.optimized(path).graph]
-    kernels: dict[str, int] = {}
-    fronted: list[str] = []
-    while graphs:
-        graph = graphs.pop()
-        makers = {o: n for n in graph.node for o in n.output}
-        for node in graph.node:
-            kernels[node.op_type] = kernels.get(node.op_type, 0) + 1
-            if node.op_type in FLOAT_KERNELS and _reads_dequantized(node, makers):
-                fronted.append(node.name)
-            for attribute in node.attribute:
-                graphs += [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
-    return Inspection(
-        integer=sum(n for op, n in kernels.items() if op in INTEGER_KERNELS),
-        float=sum(n for op, n in kernels.items() if op in FLOAT_KERNELS),
-        kernels=dict(sorted(kernels.items())),
-        dequantized_in_front=fronted,
-    )

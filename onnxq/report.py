@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from onnxq.inspection import Inspection
+
 SCHEMA = 1
 
 
@@ -191,30 +193,76 @@ def _table(title: str, accuracy: Accuracy | None, latency: Latency | None, float
     return table
 
 
-def inspection_page(path: Path) -> tuple[Table, dict[str, Any]]:
-    """(table, plain values) of what the runtime runs for a file; with its ledger, where onnxq wrote the file."""
-    from rich.table import Table
+MOST_ROWS = 40  # of Q and DQ on the terminal
 
-    from onnxq.audit import FLOAT_KERNELS, INTEGER_KERNELS, inspect
+
+def inspection_page(path: Path) -> tuple[list[Table | str], dict[str, Any]]:
+    """(tables and sentences, plain values) of what the runtime runs for a file; with its ledger, where it is onnxq's."""
+    from onnxq.inspection import inspect
     from onnxq.source import load_any
 
     source = load_any(path)
-    found = inspect(source.loadable)
+    found = inspect(source)
     metadata = {p.key: p.value for p in source.proto.metadata_props}
     ledger = json.loads(metadata.get("onnxq.ledger", "{}"))
     opsets = ", ".join(f"{o.domain or 'onnx'} {o.version}" for o in source.proto.opset_import)
-    table = Table(
-        title=f"{path.name}: opset {opsets}; {found.integer} of {found.integer + found.float} compute nodes run in integers",
-        title_justify="left",
-    )
-    for column in ("kernel", "count", "kind"):
-        table.add_column(column)
+    parts = [_kernel_table(f"{path.name}: opset {opsets}", found, ledger), *_count_sentences(found)]
+    if found.unfused:
+        parts += _unfused_parts(found)
+    if found.boundary:
+        parts.append(f"Q and DQ at inputs and outputs of the model, as they must be: {', '.join(found.boundary)}.")
+    plain = {"schema": SCHEMA, **_plain(found), "integer_mac_share": found.integer_mac_share}
+    return parts, {**plain, "ledger": ledger, "metadata": metadata.get("onnxq.version")}
+
+
+def _kernel_table(title: str, found: Inspection, ledger: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    from onnxq.audit import FLOAT_KERNELS
+    from onnxq.inspection import is_integer
+
+    share, work = found.integer_mac_share, found.integer_macs + found.float_macs
+    said = "" if share is None else f", {share:.1%} of the counted multiply-accumulates,"
+    nodes = f"{found.integer} of {found.integer + found.float} compute nodes"
+    table = Table(title=f"{title}; {nodes}{said} run in integers", title_justify="left")
+    table.add_column("kernel")
+    table.add_column("count", justify="right")
+    table.add_column("kind")
+    table.add_column("multiply-accumulates", justify="right")
     for op, count in found.kernels.items():
-        kind = "integer" if op in INTEGER_KERNELS or op.startswith("QLinear") else "float" if op in FLOAT_KERNELS else ""
-        table.add_row(op, str(count), kind)
-    for name in found.dequantized_in_front:
-        table.add_row(name, "1", "float, reads a DequantizeLinear")
+        kind = "integer" if is_integer(op) else "float" if op in FLOAT_KERNELS else ""
+        table.add_row(op, str(count), kind, f"{found.macs[op] / work:.1%}" if found.macs.get(op) else "")
     for op, lines in ledger.get("float", {}).items():
         for name, reason, *detail in lines:
-            table.add_row(f"{op} {name}", "1", f"float: {reason}{f' ({detail[0]})' if detail else ''}")
-    return table, {"schema": SCHEMA, **_plain(found), "ledger": ledger, "metadata": metadata.get("onnxq.version")}
+            why = f"float: {reason}{f' ({detail[0]})' if detail else ''}"
+            table.add_row(f"{op} {name}", "1", why, "")
+    return table
+
+
+def _count_sentences(found: Inspection) -> list[str]:
+    lines = []
+    if found.integer_macs + found.float_macs:
+        shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.counted_for.items())
+        total = found.integer_macs + found.float_macs
+        lines.append(f"Counted: {total:,} multiply-accumulates for one run on {shapes or 'no input'}.")
+    reasons: dict[str, list[str]] = {}
+    for missing in found.uncounted:
+        reasons.setdefault(missing.reason, []).append(f"{missing.op} {missing.node}")
+    lines += [f"Not counted: {', '.join(nodes)}: {reason}." for reason, nodes in reasons.items()]
+    return lines
+
+
+def _unfused_parts(found: Inspection) -> list[Table | str]:
+    """One row for all Q and DQ around a node that share a reason."""
+    from rich.table import Table
+
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for row in found.unfused:
+        rows.setdefault((row.left, row.node, row.op, row.reason), []).append(row.tensor)
+    title = f"Q and DQ that run by themselves: {len(found.unfused)}"
+    table = Table(title=title, title_justify="left")
+    for column in ("tensors", "left", "beside", "why"):
+        table.add_column(column, overflow="fold")
+    for (left, _, op, reason), tensors in list(rows.items())[:MOST_ROWS]:
+        table.add_row(", ".join(tensors), left, op, reason)
+    return [table, *([f"And {len(rows) - MOST_ROWS} rows more; --json lists all."] if len(rows) > MOST_ROWS else [])]

@@ -8,7 +8,8 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -237,10 +238,20 @@ def sizes_of(proto: onnx.ModelProto, names: Iterable[str], feed: Feed) -> dict[s
 
 def optimized(model: onnx.ModelProto | str | Path, provider: str = CPU) -> onnx.ModelProto:
     """The graph that onnxruntime runs, at the EXTENDED level: integer nodes keep the name of their float node."""
+    with optimized_in_folder(model, provider) as (proto, _):
+        return proto
+
+
+@contextmanager
+def optimized_in_folder(
+    model: onnx.ModelProto | str | Path, provider: str = CPU, *, fused: bool = True
+) -> Iterator[tuple[onnx.ModelProto, Path]]:
+    """The same, and the folder that holds its larger weights meanwhile; or what it is before Q and DQ are fused."""
+    level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED if fused else ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
-        save_optimized(model, path, provider, ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
-        return onnx.load(path, load_external_data=False)
+        save_optimized(model, path, provider, level)
+        yield onnx.load(path, load_external_data=False), Path(folder)
 
 
 def save_optimized(

@@ -325,7 +325,7 @@ def validate(
 
     `custom_op_library` is as in `quantize`.
     """
-    from onnxq.audit import inspect
+    from onnxq.inspection import compute_counts, count_kernels
 
     runtime.register_custom_ops(custom_op_library)
     device = runtime.check_provider(provider)
@@ -349,13 +349,14 @@ def validate(
         seed=seed,
         progress=progress,
     )
-    kernels = inspect(candidate.loadable)
+    kernels = count_kernels(runtime.optimized(candidate.loadable))
+    integer, other = compute_counts(kernels)
     return Comparison(
         accuracy=found,
         latency=times,
-        kernels=kernels.kernels,
-        integer=kernels.integer,
-        float=kernels.float,
+        kernels=kernels,
+        integer=integer,
+        float=other,
         float_bytes=float_model.size,
         quantized_bytes=candidate.size,
         machine=runtime.machine(),

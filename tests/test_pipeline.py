@@ -15,6 +15,7 @@ import onnxq
 from onnxq import audit, runtime
 from onnxq.data import open_samples
 from onnxq.errors import CalibrationError, DataError, OutputError, RecipeError
+from onnxq.inspection import inspect
 from onnxq.model import Reason, State
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session, evaluate, exposed
@@ -179,7 +180,7 @@ def test_a_linear_layer_whose_range_differs_from_feed_to_feed_is_quantized_at_ru
     feeds = [{"x": (rng.standard_normal((4, 16)) * 10.0**k).astype(np.float32)} for k in (-2, -1, 0, 1)]
     report = onnxq.quantize(proto, feeds, target="cpu")
     assert [(e.op, e.state) for e in report.ledger.values()] == [("Gemm", State.DYNAMIC)]
-    assert "DynamicQuantizeMatMul" in audit.inspect(report.model).kernels
+    assert "DynamicQuantizeMatMul" in inspect(report.model).kernels
     static = onnxq.quantize(proto, feeds, recipe=Recipe(target="cpu", passes={"select-dynamic": False}))
     small_feed = Session(proto).run(feeds[0])["y"]
     errors = [np.abs(Session(r.model).run(feeds[0])["y"] - small_feed).max() for r in (report, static)]
@@ -206,7 +207,7 @@ def test_a_normalization_behind_an_integer_layer_stays_one_kernel() -> None:
     }"""
     proto, feeds = small(text)
     report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
-    assert audit.inspect(report.model).kernels["SimplifiedLayerNormalization"] == 1
+    assert inspect(report.model).kernels["SimplifiedLayerNormalization"] == 1
     assert report.integer_share == 1.0
 
 

@@ -10,10 +10,11 @@ import pytest
 
 import onnxq
 from onnxq import runtime
-from onnxq.audit import coverage, inspect, multiply_accumulates
+from onnxq.audit import coverage, multiply_accumulates
 from onnxq.data import Sample
 from onnxq.errors import DataError, ModelError, RecipeError
 from onnxq.graph import Graph
+from onnxq.inspection import inspect
 from onnxq.model import Entry, Reason, State
 from onnxq.runtime import Session
 from onnxq.validation import Latency, accuracy, missed_gates, ratio_interval
