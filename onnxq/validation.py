@@ -22,7 +22,7 @@ from onnxq.source import load_any, size_in_memory
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 Metric = Callable[[Run, Iterable[tuple[dict[str, np.ndarray], np.ndarray | None]]], float]
-LARGE = 1 << 30  # bytes of a model of which memory for one copy is enough to ask for
+LARGE = 1 << 28  # bytes of a model of which memory for one copy is enough to ask for
 INAUDIBLE = 60.0  # dB of SQNR: a gap above it is rounding
 GAP = 3.0  # dB of SQNR between emulation and kernels that is worth a sentence
 
