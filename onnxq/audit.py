@@ -118,7 +118,7 @@ def complete_ledger(model: Model, integer: set[str]) -> None:
             for inner in body.nodes:
                 if inner.name in dynamic:
                     model.ledger[inner.name] = Entry(inner.op, State.DYNAMIC)
-                elif inner.op in FLOAT_KERNELS:
+                elif inner.op in FLOAT_KERNELS and inner.name not in model.ledger:
                     model.ledger[inner.name] = Entry(inner.op, State.FLOAT, Reason.IN_BODY, f"body of {node.name}")
     for name in [n for n, e in model.ledger.items() if e.is_integer and n not in integer | dynamic]:
         model.ledger[name] = Entry(model.ledger[name].op, State.FLOAT, Reason.NOT_FUSED)

@@ -73,6 +73,7 @@ OUTPUT = ""
 class State(Enum):
     INTEGER = "int8"
     DYNAMIC = "dynamic"
+    WEIGHT_ONLY = "weight-only"
     FLOAT = "float"
 
 
@@ -104,7 +105,7 @@ class Entry:
 
     @property
     def is_integer(self) -> bool:
-        return self.state is not State.FLOAT
+        return self.state in (State.INTEGER, State.DYNAMIC)
 
 
 @dataclass

@@ -103,6 +103,10 @@ class Report:
         for entry in self.ledger.values():
             if entry.state is State.FLOAT and entry.reason is not None:
                 floats.setdefault(entry.reason.value, []).append(entry.op)
+        stored = [e.op for e in self.ledger.values() if e.state is State.WEIGHT_ONLY]
+        if stored:
+            counted = ", ".join(f"{stored.count(op)} {op}" for op in dict.fromkeys(stored))
+            lines.append(f"Weights of 8 bits, computed in float: {counted}.")
         for why, ops in floats.items():
             counted = ", ".join(f"{ops.count(op)} {op}" for op in dict.fromkeys(ops))
             lines.append(f"Float: {counted}: {why}.")

@@ -58,6 +58,7 @@ DYNAMIC: tuple[type[Pass], ...] = (  # all there is to mode dynamic, after the f
     p.ChooseWeightRanges,
     p.InsertDynamic,
     p.InsertDynamicLstm,
+    p.InsertWeightOnly,  # what the two above leave
     p.QuantizeWeights,  # of embeddings
     p.GatherBeforeDequantize,
 )
@@ -85,6 +86,7 @@ REFINE: tuple[type[Pass], ...] = (
 LOWER: tuple[type[Pass], ...] = (
     p.InsertDynamic,  # before the rest, which would round these layers' weights and biases another way
     p.InsertDynamicLstm,
+    p.InsertWeightOnly,  # what the two above leave
     p.QuantizeBiases,  # while specs still tell whose scales a bias is derived from
     p.QuantizeWeights,
     p.GatherBeforeDequantize,

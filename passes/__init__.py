@@ -42,6 +42,7 @@ from onnxq.passes.lower.insert_dynamic_lstm import InsertDynamicLstm
 from onnxq.passes.lower.insert_float_guards import InsertFloatGuards
 from onnxq.passes.lower.insert_qdq import InsertQdq
 from onnxq.passes.lower.insert_single_reads import InsertSingleReads
+from onnxq.passes.lower.insert_weight_only import InsertWeightOnly
 from onnxq.passes.lower.quantize_biases import QuantizeBiases
 from onnxq.passes.lower.quantize_weights import QuantizeWeights
 from onnxq.passes.lower.remove_absorbed_activations import RemoveAbsorbedActivations
@@ -122,6 +123,7 @@ PASSES = {
         RepairBiasScales,
         InsertDynamic,
         InsertDynamicLstm,
+        InsertWeightOnly,
         QuantizeBiases,
         QuantizeWeights,
         GatherBeforeDequantize,
