@@ -26,7 +26,7 @@ from onnxq.store import WeightStore, stored
 Feed = Mapping[str, np.ndarray]
 CPU = "CPUExecutionProvider"
 CONTRIB = "com.microsoft"  # the domain of onnxruntime's own ops beyond ONNX
-LARGEST_IN_MEMORY = 1 << 28  # bytes of a model that is handed over as one message; protobuf refuses those of 2 GB
+LARGEST_IN_MEMORY = 1 << 24  # bytes of a model that is handed over as one message; protobuf refuses those of 2 GB
 SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ ")  # as in "/onnxruntime_src/onnxruntime/core/graph/graph.cc:1587 "
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 UNPACKED = {"session.disable_prepacking": "1"}  # no second copy of the weights, for a session that runs little
