@@ -76,7 +76,7 @@ def run_in_integers(proto: onnx.ModelProto, model: Model) -> set[str]:
     floats: set[str] = set()
     found: set[str] = set()
     for node in graph.node:
-        name = _owner(node.name.removeprefix("fused "), names)  # as a float layer with its activation is renamed
+        name = owner(node.name.removeprefix("fused "), names)  # as a float layer with its activation is renamed
         if name is None or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             continue
         if node.op_type in INTEGER_KERNELS | INTEGER_OTHER:
@@ -87,8 +87,8 @@ def run_in_integers(proto: onnx.ModelProto, model: Model) -> set[str]:
     return found | (model.planned & moving - floats)
 
 
-def _owner(name: str, names: set[str]) -> str | None:
-    """The longest planned name that the runtime's name is, or begins with."""
+def owner(name: str, names: set[str]) -> str | None:
+    """The longest of the names that the runtime's name is, or begins with."""
     while name:
         if name in names:
             return name

@@ -133,6 +133,8 @@ class Model:
     excluded: frozenset[str] = frozenset()  # nodes that the user wants in float
     unplaced: frozenset[str] = frozenset()  # nodes that the audit found in float all the same
     sensitive: frozenset[str] = frozenset()  # nodes whose rounding the outputs do not bear
+    slower: frozenset[str] = frozenset()  # nodes that were measured to be faster in float
+    at_run_time: bool = False  # whether linear layers quantize their input at every run wherever they can
     refusals: list[tuple[str, str]] = field(default_factory=list)
     constants: dict[str, tuple[Constant, Constant]] = field(default_factory=dict)  # scale and zero point, once lowered
     zero_points: dict[str, Constant] = field(default_factory=dict)
@@ -157,6 +159,8 @@ class Model:
             excluded=self.excluded,
             unplaced=self.unplaced,
             sensitive=self.sensitive,
+            slower=self.slower,
+            at_run_time=self.at_run_time,
             refusals=list(self.refusals),
         )
 

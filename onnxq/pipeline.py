@@ -20,6 +20,7 @@ from onnxq.calibration import Calibration, hash_of_feed
 from onnxq.collection import Collecting, Nonfinite
 from onnxq.data import Samples, fed_back, load_function, open_samples
 from onnxq.errors import CalibrationError, DataError, ModelError, RecipeError, nearest
+from onnxq.fastest import Built, fastest
 from onnxq.files import check_writable
 from onnxq.graph import Constant, Graph, Variable
 from onnxq.images import ImageOptions
@@ -230,6 +231,8 @@ class _Prepared:
     float_bytes: int
     session: Session | None  # of the model as it was loaded, where states are fed back
     ranges_toml: str = ""
+    unplaced: frozenset[str] = frozenset()  # what the audit found in float
+    note: str = ""  # on how the placement was chosen
 
 
 def _prepare(
@@ -378,10 +381,36 @@ def _equalize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
 
 
 def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
-    """Equalize, place, observe, select, refine, lower; then again from placing without what the runtime did not fuse."""
+    """Equalize; then place, observe, select, refine and lower, as is fastest where that is measured."""
     if recipe.mode == "dynamic":
         return _quantize_dynamic(prepared, recipe)
     start, equalized = _equalize(prepared, recipe)
+
+    def build(slower: frozenset[str], at_run_time: bool) -> Built:
+        other = start.fork()
+        other.slower, other.at_run_time = slower, at_run_time
+        return _build(prepared, other, recipe)
+
+    def plain() -> Built:
+        other = prepared.model.fork()
+        other.calibration, other.slower = start.calibration, frozenset(n.name for n in other.graph.nodes)
+        return _build(prepared, other, recipe)
+
+    best = _build(prepared, start, recipe)
+    probes = start.calibration.probes if start.calibration is not None else []
+    if start.target.measured and recipe.objective == "latency" and not start.target.simulated and probes:
+        best = fastest(best, build, plain, probes[0], threads=start.threads or 1)
+    model, prepared.unplaced, prepared.note = best.model, best.unplaced, best.note
+    ranges = {name: model.params[name] for name in _activations(model)}
+    prepared.ranges_toml = to_toml(ranges, ranges if model.target.activation_symmetric else ())
+    assert model.calibration is not None
+    _stamp(model, recipe, prepared)
+    prepared.model.calibration = start.calibration
+    return model, prepared.records + equalized + best.records
+
+
+def _build(prepared: _Prepared, start: Model, recipe: Recipe) -> Built:
+    """A model in integers; again from placing without what the runtime did not fuse, or the outputs do not bear."""
     while True:
         model = start.fork()
         records = prepared.manager.run(model, _passes(PLACE + OBSERVE + SELECT, recipe))
@@ -389,19 +418,13 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
         if model.sensitive != start.sensitive:
             start.sensitive = model.sensitive
             continue
-        records += prepared.manager.run(model, _passes(REFINE, recipe))
-        ranges = {name: model.params[name] for name in _activations(model)}
-        prepared.ranges_toml = to_toml(ranges, ranges if model.target.activation_symmetric else ())
-        records += prepared.manager.run(model, _passes(LOWER, recipe))
+        records += prepared.manager.run(model, _passes(REFINE + LOWER, recipe))
         integer = audit.run_in_integers(model.graph.to_stored_proto(), model)
         if model.planned <= integer or model.target.simulated:  # each round un-places at least one node more, so this comes
             break
         start.unplaced = start.unplaced | (model.planned - integer)
     audit.complete_ledger(model, integer)
-    assert model.calibration is not None
-    _stamp(model, recipe, prepared)
-    prepared.model.unplaced, prepared.model.calibration = start.unplaced, start.calibration
-    return model, prepared.records + equalized + records
+    return Built(model, records, start.unplaced)
 
 
 def _quantize_dynamic(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
@@ -413,6 +436,7 @@ def _quantize_dynamic(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[
         if model.planned <= integer:
             break
         prepared.model.unplaced |= model.planned - integer
+    prepared.unplaced = prepared.model.unplaced
     audit.complete_ledger(model, integer)
     _stamp(model, recipe, prepared)
     return model, prepared.records + records
@@ -504,12 +528,13 @@ def _report(
         report.notes.append(
             f"{len(fixed)} initializers that could be given as inputs are constants in the result, the first {fixed[0]}."
         )
-    unfused = [n for n, e in model.ledger.items() if e.state is State.FLOAT and n in prepared.model.unplaced]
+    unfused = [n for n, e in model.ledger.items() if e.state is State.FLOAT and n in prepared.unplaced]
     if unfused:
         report.notes.append(
             f"The runtime did not fuse {len(unfused)} nodes; they were left in float, the first {unfused[0]}."
         )
-    if not model.target.simulated and not any(e.is_integer for e in model.ledger.values()):
+    report.notes += [prepared.note] if prepared.note else []
+    if not prepared.note and not model.target.simulated and not any(e.is_integer for e in model.ledger.values()):
         report.notes.append("Nothing could be quantized; the result is the float model after its float rewrites.")
     return report
 

@@ -52,6 +52,7 @@ class Recipe(_Strict):
     schema_: Literal[1] = Field(default=1, alias="schema")
     target: str = "host"
     mode: Literal["static", "dynamic"] = "static"
+    objective: Literal["latency", "size", "coverage"] = "latency"  # what a target that is measured chooses by
     observer: str = "mse"
     weight_bits: int = Field(default=8, ge=2, le=16)
     activation_bits: int = Field(default=8, ge=2, le=16)

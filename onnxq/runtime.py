@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -25,6 +26,7 @@ from onnxq.store import WeightStore, stored
 
 Feed = Mapping[str, np.ndarray]
 CPU = "CPUExecutionProvider"
+MOST_ROUNDS = 300  # that a profile is of
 CONTRIB = "com.microsoft"  # the domain of onnxruntime's own ops beyond ONNX
 LARGEST_IN_MEMORY = 1 << 24  # bytes of a model that is handed over as one message; protobuf refuses those of 2 GB
 SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ ")  # as in "/onnxruntime_src/onnxruntime/core/graph/graph.cc:1587 "
@@ -308,6 +310,47 @@ def time_paired(
         if progress is not None:
             progress(min(1.0, (time.perf_counter() - start) / seconds))
     return np.stack(rows)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A node that the runtime runs: its name, its op, and the microseconds of a call."""
+
+    name: str
+    op: str
+    micros: float
+
+
+def kernel_times(models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int, seconds: float = 1.0) -> list[list[Kernel]]:
+    """The kernels of each model with the mean time of their faster calls; the models take turns, 20 times at least."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        sessions = []
+        for k, model in enumerate(models):
+            options = _options(threads, {})
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / str(k))
+            with _loadable(model, options) as source:
+                sessions.append(ort.InferenceSession(source, options, providers=[CPU]))
+        feeds = [{i.name: feed[i.name] for i in s.get_inputs()} for s in sessions]
+        start, rounds = time.perf_counter(), 0
+        while rounds < MOST_ROUNDS and (rounds < 20 or time.perf_counter() - start < seconds):
+            for session, given in zip(sessions, feeds, strict=True):
+                session.run(None, given)
+            rounds += 1
+        return [_kernels(Path(s.end_profiling())) for s in sessions]
+
+
+def _kernels(path: Path) -> list[Kernel]:
+    """What a profile says. Its times are whole microseconds, so that of short kernels only a mean tells."""
+    calls: dict[tuple[str, str, str], list[float]] = {}
+    for event in json.loads(path.read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            key = event["args"].get("node_index", ""), event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
+            calls.setdefault(key, []).append(event["dur"])
+    return [
+        Kernel(name, op, float(np.mean(np.sort(times)[: max(1, len(times) * 3 // 5)])))
+        for (_, name, op), times in calls.items()
+    ]
 
 
 @lru_cache(maxsize=1)

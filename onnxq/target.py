@@ -49,6 +49,7 @@ class _File(_Strict):
     provider: str
     domains: tuple[str, ...] = ()  # of the operators beyond ONNX's own that it runs
     u8s8_saturates: Literal["always", "never", "detect"]
+    measured: bool = False  # whether it is this machine, so that times tell what is worth being integer
     activation: _Activation
     weight: _Weight
     compute: dict[str, Compute]
@@ -66,6 +67,7 @@ class Target:
     provider: str
     domains: frozenset[str]
     saturates: bool
+    measured: bool
     activation_type: QuantType
     activation_symmetric: bool
     dynamic: bool
@@ -124,6 +126,7 @@ def load(name: str) -> Target:
         provider=data.provider,
         domains=frozenset(data.domains),
         saturates=_saturates(data.u8s8_saturates),
+        measured=data.measured,
         activation_type=QuantType(data.activation.type),
         activation_symmetric=data.activation.symmetric,
         dynamic=data.activation.dynamic,

@@ -21,8 +21,9 @@ class AnnotateCompute(Pass):
     Given:   %1 = Conv(%0, W, B)
     Result:  specs: %0 observed (the target's activation type), W observed per output channel, B derived from both;
              the node reads all three through Q and DQ
-    Refused: excluded by the user, found unfused by the audit or marked by select-layers; the weight or bias is computed;
-             the activation is not known to be float32; a Gemm with alpha, beta or transA that the kernel does not take.
+    Refused: excluded by the user, found unfused by the audit, marked by select-layers or measured to be slower; the weight
+             or bias is computed; the activation is not known to be float32; a Gemm with alpha, beta or transA that the
+             kernel does not take.
     """
 
     name: ClassVar[str] = "annotate-compute"
@@ -66,6 +67,8 @@ def _refusal(model: Model, node: Node) -> tuple[Reason, str] | None:
         return Reason.NOT_FUSED, ""
     if node.name in model.sensitive:
         return Reason.SENSITIVE, ""
+    if node.name in model.slower:
+        return Reason.SLOWER, ""
     activation, weight, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
     if not isinstance(weight, Constant):
         return Reason.NO_CONSTANT_WEIGHT, ""

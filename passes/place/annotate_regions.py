@@ -56,7 +56,7 @@ def _can_be_integer(model: Model, node: Node) -> bool:
     target = model.target
     if node.op not in target.region | target.pass_through or node.domain not in ONNX_DOMAINS:
         return False
-    if node.name in model.excluded or node.name in model.unplaced:
+    if node.name in model.excluded | model.unplaced | model.slower:
         return False
     if any(isinstance(model.specs.get(t.name), Derived) for t in node.inputs):
         return False  # the Add of a MatMul's bias

@@ -20,8 +20,9 @@ class SelectDynamic(Pass):
 
     Given:   specs: %0 observed, read quantized by MatMuls and Gemms alone; %0 and their results are made and read in float
     Result:  spec of %0: dynamic
-    Refused: the error of the static range is not `ratio` times that of a range for each feed; fewer than 2 feeds were seen;
-             something else reads %0 quantized; the target does not quantize dynamically; the opset is below 11.
+    Refused: the error of the static range is not `ratio` times that of a range for each feed, or fewer than 2 feeds were
+             seen (neither counts where ranges of each run were measured to be faster); something else reads %0 quantized;
+             the target does not quantize dynamically; the opset is below 11.
 
     Errors are mean squares: of the static parameters over the tensor's histogram, what is clipped included; of the dynamic
     ones step^2 / 12 of the feed's own range, the median of the feeds. The ratio is far from 1 because a feed in use may hold
@@ -39,12 +40,12 @@ class SelectDynamic(Pass):
         integers |= {id(t) for n in model.graph.nodes if n.name in model.planned for t in n.outputs}
         for name, tensor in model.graph.tensors().items():
             sketch = model.calibration.sketches.get(name)
-            if sketch is None or len(sketch.series) < 2 or not isinstance(model.specs.get(name), Observed):
+            if sketch is None or not isinstance(model.specs.get(name), Observed):
                 continue
             layers = None if id(tensor) in integers else _linear_readers(model, tensor)
-            if layers is None:
+            if layers is None or (len(sketch.series) < 2 and not model.at_run_time):
                 continue
-            if _static_error(sketch, model.params_of(name)) < self.ratio * _dynamic_error(sketch):
+            if not model.at_run_time and _static_error(sketch, model.params_of(name)) < self.ratio * _dynamic_error(sketch):
                 for node in layers:
                     model.refuse(node, "a static range serves it as well")
                 continue

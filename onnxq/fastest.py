@@ -1,0 +1,112 @@
+"""The fastest of several placements, told by timing whole models side by side on this machine.
+
+Candidates: integers wherever the target allows; linear layers that quantize their input at every run; integers only where
+the kernels' measured times say that they pay; and float. A later one takes the place of an earlier one only where it is
+faster beyond doubt, but float already where integers are slower beyond doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from onnxq import costs, runtime
+from onnxq.graph import Graph, Variable, is_float32
+from onnxq.model import Model, State
+from onnxq.passmanager import PassRecord
+from onnxq.placement import cheapest
+from onnxq.validation import ratio_interval
+
+WORTH = 1.02  # what another placement has to gain
+SECONDS = 1.2  # of timing for each comparison
+ROUNDS = 2  # of choosing by kernel, each from the kernels of what was chosen before
+
+
+@dataclass(frozen=True)
+class Built:
+    """A lowered model, and how it came about."""
+
+    model: Model
+    records: list[PassRecord]
+    unplaced: frozenset[str] = frozenset()
+    note: str = ""
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        return self.model.graph.to_stored_proto()
+
+
+Build = Callable[[frozenset[str], bool], Built]  # of the nodes to leave in float, and whether ranges are of each run
+Feed = Mapping[str, np.ndarray]
+
+
+def fastest(first: Built, build: Build, plain: Callable[[], Built], feed: Feed, *, threads: int) -> Built:
+    """The fastest placement for this feed; `first` is the one with all that can be in integers.
+
+    `plain` makes the model in float, without what is done to its channels for the sake of integers.
+    """
+    reference = first.model.reference
+    assert reference is not None
+    everything = frozenset(first.model.planned)
+    if not everything:
+        return first
+    best = first
+    if {n.op for n in reference.nodes if n.name in everything} & {"MatMul", "Gemm"} and first.model.target.dynamic:
+        other = build(frozenset(), True)
+        if any(e.state is State.DYNAMIC for e in other.model.ledger.values()):
+            best = _faster(best, other, feed, threads, WORTH)
+    floats = build(everything, False)
+    shapes = _shapes(reference, feed, threads)
+    for _ in range(ROUNDS):
+        kept = _worth_it(best, floats, reference, feed, shapes, threads)
+        if not kept or kept == best.model.planned:
+            break
+        other = build(everything - kept, best.model.at_run_time)
+        chosen = _faster(best, other, feed, threads, WORTH)
+        if chosen is best:
+            break
+        best = chosen
+    floats = plain()
+    best = _faster(best, floats, feed, threads, 1.005)
+    return replace(best, note=_note(first, best, floats))
+
+
+def _faster(holder: Built, challenger: Built, feed: Feed, threads: int, worth: float) -> Built:
+    """The challenger where it is faster by that factor, and beyond doubt."""
+    sessions = [runtime.Session(b.proto, threads=threads) for b in (holder, challenger)]
+    times = runtime.time_paired([lambda s=s: s.run(feed) for s in sessions], seconds=SECONDS)
+    ratio, low, _ = ratio_interval(times[:, 0], times[:, 1])
+    return challenger if ratio > worth and low > 1 else holder
+
+
+def _worth_it(
+    best: Built, floats: Built, reference: Graph, feed: Feed, shapes: Mapping[str, tuple[int, ...]], threads: int
+) -> set[str]:
+    """The nodes whose kernels say that integers pay."""
+    measured = runtime.kernel_times([best.proto, floats.proto], feed, threads=threads)
+    integer, float_ = (costs.by_node(kernels, reference) for kernels in measured)
+    planned, target = set(best.model.planned), best.model.target
+    return cheapest(reference, planned, integer, float_, shapes, costs.prices(threads), target.absorbed)
+
+
+def _shapes(graph: Graph, feed: Feed, threads: int) -> dict[str, tuple[int, ...]]:
+    wanted = [n for n, t in graph.tensors().items() if isinstance(t, Variable) and t.inputs and is_float32(t)]
+    proto = runtime.exposed(graph.to_stored_proto(), wanted)
+    values = {**feed, **runtime.Session(proto, threads=threads, config=runtime.UNPACKED).run(feed)}
+    return {name: array.shape for name, array in values.items() if isinstance(array, np.ndarray)}
+
+
+def _note(first: Built, best: Built, floats: Built) -> str:
+    compute = {n.name for n in first.model.compute_nodes()} | first.model.planned
+    left = [n for n in first.model.ledger if n in first.model.planned - best.model.planned and n in compute]
+    if best is floats:
+        return (
+            "Integers are slower than float here, whatever part of the model they are in: it was written in float. For a "
+            "smaller file all the same give --objective size; for another machine, --target."
+        )
+    if not left:
+        return ""
+    return f"{len(left)} nodes that could be integer are faster in float on this machine and stay so."
