@@ -98,6 +98,12 @@ def quantize(
         str | None,
         typer.Option("--mode", help="static, or dynamic: linear and LSTM layers, no data needed. [default: static]"),
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            "--objective", help="latency: what is faster in float on this machine stays so; size, coverage: all in integers."
+        ),
+    ] = None,
     observer: Annotated[
         str | None,
         typer.Option("--observer", help="mse, kl, min-max, percentile{upper=99.9}, auto ... [default: mse]"),
@@ -156,9 +162,10 @@ def quantize(
     with _progress(quiet or json_) as progress:
         result = onnxq.quantize(
             model, data, output=output, eval=evaluation, calibration=calibration, target=target, mode=mode,
-            observer=observer, weight_bits=weight_bits, activation_bits=activation_bits, exclude=exclude, recipe=recipe,
-            ranges=ranges, metric=metric, max_drop=max_drop, min_speedup=min_speedup, max_samples=max_samples, images=images,
-            threads=threads, provider=provider, seed=seed, validate=not no_validate, force=force, dump_dir=dump_dir,
+            objective=objective, observer=observer, weight_bits=weight_bits, activation_bits=activation_bits,
+            exclude=exclude, recipe=recipe, ranges=ranges, metric=metric, max_drop=max_drop, min_speedup=min_speedup,
+            max_samples=max_samples, images=images, threads=threads, provider=provider, seed=seed,
+            validate=not no_validate, force=force, dump_dir=dump_dir,
             on_nonfinite=on_nonfinite, memory_limit=_bytes(memory_limit),  # type: ignore[arg-type]
             feedback=_states(feedback), recalibrate=recalibrate, custom_op_library=custom_op_library, progress=progress,
         )  # fmt: skip

@@ -31,7 +31,8 @@ class Built:
 
     model: Model
     records: list[PassRecord]
-    unplaced: frozenset[str] = frozenset()
+    ranges_toml: str = ""
+    unplaced: frozenset[str] = frozenset()  # what the audit found in float
     note: str = ""
 
     @property

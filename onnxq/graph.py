@@ -278,6 +278,11 @@ class Graph:
         self._has_bodies = other._has_bodies
         kept = onnx.ModelProto()
         kept.CopyFrom(mine)
+        if mine.ir_version < OWN_INITIALIZERS:  # no initializer was meant to be overridden, but all were inputs
+            inputs = {t.name for t in other.inputs}
+            given = [i for i in kept.graph.input if i.name in inputs]
+            del kept.graph.input[:]
+            kept.graph.input.extend(given)
         del kept.opset_import[:]
         kept.opset_import.extend(other._sidecar.opset_import)
         kept.ir_version = max(mine.ir_version, proto.ir_version)

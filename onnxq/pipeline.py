@@ -49,6 +49,7 @@ def quantize(
     calibration: str | Path | Calibration | None = None,
     target: str | None = None,
     mode: str | None = None,
+    objective: str | None = None,
     observer: str | None = None,
     weight_bits: int | None = None,
     activation_bits: int | None = None,
@@ -77,6 +78,8 @@ def quantize(
 
     `data` are calibration samples in any form that data.py lists; `eval` the ones to compare on, `data` where it is left
     out. `calibration` takes their place where statistics were collected before. With `output` the model is written there.
+    For this machine (target "host") what is faster in float stays so: `objective` "latency"; with "size" and "coverage"
+    all is integer that can be.
     In mode "dynamic" no data is needed: MatMul, Gemm and LSTM quantize their input anew at every run, the rest stays float.
     `ranges` is a file that `Report.ranges_toml` wrote, with what was edited in it; these ranges are taken as they are.
     A model that comes in quantized, or trained for it, keeps the ranges that it has; with `recalibrate` those of activations
@@ -89,8 +92,8 @@ def quantize(
     gates = {"max_drop": max_drop, "min_speedup": min_speedup}
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
     chosen = load_recipe(
-        recipe, target=target, mode=mode, observer=observer, weight_bits=weight_bits, activation_bits=activation_bits,
-        exclude=patterns or None, gates=gates,
+        recipe, target=target, mode=mode, objective=objective, observer=observer, weight_bits=weight_bits,
+        activation_bits=activation_bits, exclude=patterns or None, gates=gates,
     )  # fmt: skip
     if ranges is not None:
         chosen = chosen.model_copy(update={"override": chosen.override + load_ranges(Path(ranges))})
@@ -400,9 +403,7 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
     probes = start.calibration.probes if start.calibration is not None else []
     if start.target.measured and recipe.objective == "latency" and not start.target.simulated and probes:
         best = fastest(best, build, plain, probes[0], threads=start.threads or 1)
-    model, prepared.unplaced, prepared.note = best.model, best.unplaced, best.note
-    ranges = {name: model.params[name] for name in _activations(model)}
-    prepared.ranges_toml = to_toml(ranges, ranges if model.target.activation_symmetric else ())
+    model, prepared.unplaced, prepared.note, prepared.ranges_toml = best.model, best.unplaced, best.note, best.ranges_toml
     assert model.calibration is not None
     _stamp(model, recipe, prepared)
     prepared.model.calibration = start.calibration
@@ -418,13 +419,16 @@ def _build(prepared: _Prepared, start: Model, recipe: Recipe) -> Built:
         if model.sensitive != start.sensitive:
             start.sensitive = model.sensitive
             continue
-        records += prepared.manager.run(model, _passes(REFINE + LOWER, recipe))
+        records += prepared.manager.run(model, _passes(REFINE, recipe))
+        ranges = {name: model.params[name] for name in _activations(model)}
+        records += prepared.manager.run(model, _passes(LOWER, recipe))
         integer = audit.run_in_integers(model.graph.to_stored_proto(), model)
         if model.planned <= integer or model.target.simulated:  # each round un-places at least one node more, so this comes
             break
         start.unplaced = start.unplaced | (model.planned - integer)
     audit.complete_ledger(model, integer)
-    return Built(model, records, start.unplaced)
+    said = to_toml(ranges, ranges if model.target.activation_symmetric else ())
+    return Built(model, records, said, start.unplaced)
 
 
 def _quantize_dynamic(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:

@@ -189,7 +189,7 @@ def test_a_stream_is_calibrated_and_quantized_with_its_state_fed_back() -> None:
         state = 0.5 * state + feed["x"]
         largest = max(largest, float(state.max()))
     assert found.sketches["next"].maximum == pytest.approx(largest, rel=1e-6)
-    report = onnxq.quantize(proto, feeds, feedback={"next": "state"})
+    report = onnxq.quantize(proto, feeds, target="cpu", feedback={"next": "state"})
     assert report.integer_share == 1.0
     assert {i.name for i in report.model.graph.input} == {"x", "state"}
 

@@ -11,6 +11,7 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxq
 from onnxq.errors import ModelError, UnsupportedModelError
 from onnxq.graph import Constant, Graph, lazily
 from onnxq.runtime import evaluate
@@ -237,3 +238,15 @@ def test_the_light_proto_has_shapes_and_no_weights() -> None:
     light = Graph.from_proto(proto).to_light_proto()
     assert light.ByteSize() < 500
     assert list(light.graph.initializer[0].dims) == [900, 4]
+
+
+def test_an_old_model_whose_initializers_are_all_inputs_has_constant_weights_when_its_opset_is_raised() -> None:
+    weight = np.ones((4, 3), np.float32)
+    infos = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in (("x", [2, 4]), ("w", [4, 3]), ("y", [2, 3]))
+    ]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "old", infos[:2], infos[2:], [onnx.numpy_helper.from_array(weight, "w")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=3)
+    report = onnxq.quantize(proto, [{"x": np.ones((2, 4), np.float32)}], target="cpu", exclude="MatMul", validate=False)
+    assert [i.name for i in report.model.graph.input] == ["x"]

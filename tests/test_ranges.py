@@ -36,10 +36,10 @@ def test_what_is_written_and_read_gives_the_same_parameters(low: float, high: fl
 
 def test_ranges_given_back_give_the_same_bytes_and_edited_ones_count(models: Path, tmp_path: Path) -> None:
     model, data = models / "residual.onnx", models / "digits_calibration.npz"
-    first = onnxq.quantize(model, data, validate=False)
+    first = onnxq.quantize(model, data, target="cpu", validate=False)
     path = tmp_path / "r.toml"
     path.write_text(first.ranges_toml, encoding="utf-8")
-    again = onnxq.quantize(model, data, ranges=path, validate=False)
+    again = onnxq.quantize(model, data, target="cpu", ranges=path, validate=False)
     assert [t.SerializeToString() for t in again.model.graph.initializer] == [
         t.SerializeToString() for t in first.model.graph.initializer
     ]
@@ -47,7 +47,7 @@ def test_ranges_given_back_give_the_same_bytes_and_edited_ones_count(models: Pat
     assert len(said) > 5
     name, old = next((n, r) for n, r in said.items() if r["zero_point"] == 0)
     path.write_text(f'schema = 1\n[ranges."{name}"]\nmin = 0.0\nmax = {2 * old["max"]}\n', encoding="utf-8")
-    edited = tomllib.loads(onnxq.quantize(model, data, ranges=path, validate=False).ranges_toml)["ranges"]
+    edited = tomllib.loads(onnxq.quantize(model, data, target="cpu", ranges=path, validate=False).ranges_toml)["ranges"]
     assert edited[name]["scale"] == pytest.approx(2 * old["scale"])
     assert {n: r for n, r in edited.items() if n != name} == {n: r for n, r in said.items() if n != name}
 
