@@ -55,30 +55,39 @@ def fastest(first: Built, build: Build, plain: Callable[[], Built], feed: Feed, 
     if not everything:
         return first
     best = first
+
+    def show(done: int) -> None:
+        if first.model.progress is not None:
+            first.model.progress("comparing placements", done, ROUNDS + 2)
+
+    show(0)
     if {n.op for n in reference.nodes if n.name in everything} & {"MatMul", "Gemm"} and first.model.target.dynamic:
         other = build(frozenset(), True)
         if any(e.state is State.DYNAMIC for e in other.model.ledger.values()):
             best = _faster(best, other, feed, threads, WORTH)
+    show(1)
     floats = build(everything, False)
     shapes = _shapes(reference, feed, threads)
-    for _ in range(ROUNDS):
+    for k in range(ROUNDS):
         kept = _worth_it(best, floats, reference, feed, shapes, threads)
         if not kept or kept == best.model.planned:
             break
         other = build(everything - kept, best.model.at_run_time)
         chosen = _faster(best, other, feed, threads, WORTH)
+        show(2 + k)
         if chosen is best:
             break
         best = chosen
     floats = plain()
     best = _faster(best, floats, feed, threads, 1.005)
+    show(ROUNDS + 2)
     return replace(best, note=_note(first, best, floats))
 
 
 def _faster(holder: Built, challenger: Built, feed: Feed, threads: int, worth: float) -> Built:
     """The challenger where it is faster by that factor, and beyond doubt."""
     sessions = [runtime.Session(b.proto, threads=threads) for b in (holder, challenger)]
-    times = runtime.time_paired([lambda s=s: s.run(feed) for s in sessions], seconds=SECONDS)
+    times = runtime.time_paired([lambda s=s: s.run(feed) for s in sessions], seconds=SECONDS, least=5)
     ratio, low, _ = ratio_interval(times[:, 0], times[:, 1])
     return challenger if ratio > worth and low > 1 else holder
 

@@ -25,6 +25,7 @@ from onnxq.proto import (
     inline_functions,
     make_names_unique,
     refuse_types,
+    rename,
     restore_interface,
     say_folder,
     with_external_data,
@@ -306,6 +307,55 @@ class Graph:
             view._taken = self._taken
             found.append(view)
         return found
+
+    # ---- bodies
+
+    def bodies_of(self, node: Node) -> list[tuple[str, Graph]]:
+        """(attribute, body) of a node, each body to be read and changed as a graph of its own."""
+        views = {id(view._surgeon): view for view in self.scopes()} if node.bodies else {}
+        return [(key, views[id(part)]) for key, part in node.attrs.items() if isinstance(part, gs.Graph)]
+
+    def body_model(self, node: Node, key: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+        """A body as a model for this process (see `to_stored_proto`), and what it captures, which are inputs of it too."""
+        twin = self.copy()
+        (copied,) = [n for n in twin.nodes if n.name == node.name]
+        body = copied.attrs[key]
+        parts = _with_nested(body)
+        own = {id(t) for part in parts for n in part.nodes for t in n.outputs} | {id(t) for p in parts for t in p.inputs}
+        read = [t for part in parts for source in [*[n.inputs for n in part.nodes], part.outputs] for t in source]
+        captured = {id(t): t for t in read if isinstance(t, Variable) and t.name and id(t) not in own}
+        twin._surgeon.nodes, twin._surgeon.outputs = list(body.nodes), list(body.outputs)
+        twin._surgeon.inputs = [*body.inputs, *captured.values()]
+        twin._sidecar = onnx.ModelProto(ir_version=self._sidecar.ir_version, opset_import=self._sidecar.opset_import)
+        return twin.to_stored_proto(), tuple(t.name for t in captured.values())
+
+    def set_body(self, node: Node, key: str, model: onnx.ModelProto) -> None:
+        """Put a model in the place of a body; what it reads beyond the body's own inputs it captures. In place."""
+        old, graph = node.attrs[key], onnx.GraphProto()
+        graph.CopyFrom(model.graph)
+        formal = [t.name for t in old.inputs]
+        given = {i.name: i for i in graph.input}
+        del graph.input[:]
+        graph.input.extend(given[name] for name in formal)
+        for part in _with_nested(old):
+            for inner in part.nodes:
+                self.rewire(inner, inputs=[], outputs=[])
+        node.attrs.pop(key)
+        self._taken = self._names()
+        public = {*formal, *(o.name for o in graph.output)}
+        for inner in graph.node:
+            inner.name = self.fresh(inner.name)
+        for name in [*(t.name for t in graph.initializer), *(o for n in graph.node for o in n.output if o)]:
+            if name not in public and (other := self.fresh(name)) != name:
+                rename(graph, name, other)
+        body = gs.importers.onnx_importer.OnnxImporter.import_graph(
+            graph, self.tensors(), opset=self.opset, import_domains=self._surgeon.import_domains
+        )
+        for part in _with_nested(body):
+            _adopt(part, self._store, in_body=True)
+        node.attrs[key] = body
+        nested = [graph, *bodies(graph)]
+        self._body_initializers = self._body_initializers | {t.name for part in nested for t in part.initializer}
 
     # ---- reading
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -16,9 +16,10 @@ import onnx
 
 from onnxq import audit, proof, runtime, target, validation
 from onnxq import passes as p
+from onnxq.bodies import bodies_with_layers, samples_of
 from onnxq.calibration import Calibration, hash_of_feed
 from onnxq.collection import Collecting, Nonfinite
-from onnxq.data import Samples, fed_back, load_function, open_samples
+from onnxq.data import Sample, Samples, fed_back, load_function, open_samples
 from onnxq.errors import CalibrationError, DataError, ModelError, RecipeError, nearest
 from onnxq.fastest import Built, fastest
 from onnxq.files import check_writable
@@ -38,6 +39,7 @@ from onnxq.stages import DYNAMIC, EQUALIZE, FLOAT, LOWER, OBSERVE, PLACE, RECOVE
 from onnxq.store import hash_of_model, size_of
 
 Progress = Callable[[str, int, int | None], None]
+LEAST_IN_LOOP = 1 << 18  # weights of a layer that is worth being integer in each step, where that is not measured
 
 
 def quantize(
@@ -404,6 +406,7 @@ def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
     if start.target.measured and recipe.objective == "latency" and not start.target.simulated and probes:
         best = fastest(best, build, plain, probes[0], threads=start.threads or 1)
     model, prepared.unplaced, prepared.note, prepared.ranges_toml = best.model, best.unplaced, best.note, best.ranges_toml
+    _quantize_bodies(prepared, recipe, model)
     assert model.calibration is not None
     _stamp(model, recipe, prepared)
     prepared.model.calibration = start.calibration
@@ -431,6 +434,29 @@ def _build(prepared: _Prepared, start: Model, recipe: Recipe) -> Built:
     return Built(model, records, said, start.unplaced)
 
 
+def _quantize_bodies(prepared: _Prepared, recipe: Recipe, model: Model) -> None:
+    """The bodies of If, Loop and Scan, each as a model of its own, in place of what they are in the model."""
+    reference, calibration = model.reference, model.calibration
+    assert reference is not None
+    assert calibration is not None
+    samples: Iterable[Sample] = model.samples or [Sample(f, None, f"kept feed {k}") for k, f in calibration.kept.items()]
+    own = recipe.model_copy(update={"exclude": (), "override": (), "passes": {**recipe.passes, "raise-opset": False}})
+    nodes = {n.name: n for n in model.graph.nodes}
+    for body in bodies_with_layers(reference, 1 if model.target.measured else LEAST_IN_LOOP):
+        if body.node.name in model.excluded or not all(name in model.graph.tensors() for name in body.captured):
+            continue
+        inside = None if recipe.mode == "dynamic" else samples_of(body, reference, samples, model.threads)
+        if inside is None and recipe.mode != "dynamic":
+            continue  # nothing is known of what goes in
+        part = _prepare(Source(body.proto, None, None), inside, own, threads=model.threads, progress=model.progress)
+        done, _ = _quantize(part, own)
+        if any(e.state is not State.FLOAT for e in done.ledger.values()):
+            model.graph.set_body(nodes[body.node.name], body.key, done.graph.to_proto())
+            model.ledger.update(done.ledger)
+    model.graph.cleanup()
+    prepared.manager.run(model, _passes([p.InsertWeightOnly], recipe))  # of what a body has in float all the same
+
+
 def _quantize_dynamic(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
     """Weights in integers, activations quantized at every run; again without what the runtime did not fuse."""
     while True:
@@ -442,6 +468,7 @@ def _quantize_dynamic(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[
         prepared.model.unplaced |= model.planned - integer
     prepared.unplaced = prepared.model.unplaced
     audit.complete_ledger(model, integer)
+    _quantize_bodies(prepared, recipe, model)
     _stamp(model, recipe, prepared)
     return model, prepared.records + records
 
@@ -538,7 +565,7 @@ def _report(
             f"The runtime did not fuse {len(unfused)} nodes; they were left in float, the first {unfused[0]}."
         )
     report.notes += [prepared.note] if prepared.note else []
-    if not prepared.note and not model.target.simulated and not any(e.is_integer for e in model.ledger.values()):
+    if not prepared.note and not model.target.simulated and all(e.state is State.FLOAT for e in model.ledger.values()):
         report.notes.append("Nothing could be quantized; the result is the float model after its float rewrites.")
     return report
 

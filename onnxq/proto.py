@@ -128,14 +128,15 @@ def make_names_unique(proto: onnx.ModelProto) -> frozenset[str]:
                 new = name
                 while new in tensors:
                     new += "_"
-                _rename(body, name, new)
+                rename(body, name, new)
                 tensors.add(new)
             tensors.add(name)
         owned.update(t.name for t in body.initializer)
     return frozenset(owned)
 
 
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Another name for a tensor of the graph, wherever it, or a body in it, makes, reads or describes it."""
     for part in [graph, *bodies(graph)]:
         for tensor in [*part.initializer, *part.value_info, *part.output]:
             if tensor.name == old:

@@ -288,19 +288,20 @@ def time_paired(
     runs: Sequence[Callable[[], object]],
     *,
     seconds: float,
+    least: int = 10,
     progress: Callable[[float], None] | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """Milliseconds (rounds, len(runs)) of the runs, interleaved: each round runs every one once, in random order.
 
-    At least 10 rounds and at most 1,000, as many as fit into `seconds`.
+    At least `least` rounds and at most 1,000, as many as fit into `seconds`.
     """
     rng = np.random.default_rng(seed)
     for run in runs:
         run()
         run()
     start, rows = time.perf_counter(), []
-    while len(rows) < 10 or (time.perf_counter() - start < seconds and len(rows) < 1000):
+    while len(rows) < least or (time.perf_counter() - start < seconds and len(rows) < 1000):
         row = np.empty(len(runs))
         for k in rng.permutation(len(runs)):
             begin = time.perf_counter()
@@ -322,7 +323,7 @@ class Kernel:
 
 
 def kernel_times(models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int, seconds: float = 1.0) -> list[list[Kernel]]:
-    """The kernels of each model with the mean time of their faster calls; the models take turns, 20 times at least."""
+    """The kernels of each model with the mean time of their faster calls; the models take turns, three times at least."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         sessions = []
         for k, model in enumerate(models):
@@ -333,7 +334,7 @@ def kernel_times(models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int,
                 sessions.append(ort.InferenceSession(source, options, providers=[CPU]))
         feeds = [{i.name: feed[i.name] for i in s.get_inputs()} for s in sessions]
         start, rounds = time.perf_counter(), 0
-        while rounds < MOST_ROUNDS and (rounds < 20 or time.perf_counter() - start < seconds):
+        while rounds < MOST_ROUNDS and (rounds < 3 or time.perf_counter() - start < seconds):
             for session, given in zip(sessions, feeds, strict=True):
                 session.run(None, given)
             rounds += 1

@@ -17,7 +17,13 @@ from onnxq.weights import weight_params
 
 RECURRENT = ("GRU", "RNN", "LSTM")
 LINEAR = ("MatMul", "Gemm", "Conv")
-LEFT = {None, Reason.UNSUPPORTED, Reason.SLOWER, Reason.IN_BODY}  # why a node is float that may have integer weights
+LEFT = {
+    None,
+    Reason.UNSUPPORTED,
+    Reason.SLOWER,
+    Reason.IN_BODY,
+    Reason.NOT_FUSED,
+}  # why a node is float that may have integer weights
 
 
 @dataclass(frozen=True)

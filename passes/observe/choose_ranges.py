@@ -46,7 +46,9 @@ class ChooseRanges(Pass):
             dict.fromkeys([*(n for name in named for n in (name, known_as(name))), *filter(None, makers.values())])
         )
         for pattern, _ in overrides:
-            taken_off = model.sensitive or model.unplaced or model.slower  # in an earlier round, in which the pattern did match
+            taken_off = (
+                model.sensitive or model.unplaced or model.slower
+            )  # in an earlier round, in which the pattern did match
             if not taken_off and not any(fnmatchcase(name, pattern) for name in observed):
                 raise RecipeError(f"override {pattern} matches no quantized tensor; {nearest(pattern, observed)[:300]}")
         chosen = 0

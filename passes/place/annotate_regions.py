@@ -27,7 +27,8 @@ class AnnotateRegions(Pass):
 
     A pool of an integer node is integer whoever reads it: what it hands on is small, and its range narrower than before.
     An activation that can vanish into the output parameters (Relu; Clip over 0) counts as part of the node before it.
-    The outputs of an integer Conv, and of every integer node that an integer node reads, are read through Q and DQ by all.
+    The outputs of an integer Conv, of a product of matrices that something computed is added to, and of every integer node
+    that an integer node reads, are read through Q and DQ by all.
     """
 
     name: ClassVar[str] = "annotate-regions"
@@ -156,9 +157,12 @@ def _quantize_output(model: Model, node: Node) -> None:
 
 
 def _looked_through(model: Model, node: Node, readers: list[tuple[str, int]]) -> bool:
-    """Whether the runtime looks for the Q of a layer behind the activation after it: one that has a single reader.
+    """Whether the runtime looks for the Q of a layer behind what comes after it, and drops it from its integers without one.
 
-    It drops the whole layer from its integers where it finds none there.
+    It does where an activation has a single reader; and it makes a Gemm of a product of matrices and the sum after it.
     """
+    add = model.graph.sole_consumer(node.outputs[0])
+    if node.op == "MatMul" and add is not None and add.op == "Add" and len(node.outputs[0].shape or ()) == 2:
+        return model.bias_of(node) is None
     follows = model.absorbed(node) is not node.outputs[0] and model.bias_of(node) in (None, (node, 2))
     return node.op in model.target.compute and follows and len(readers) == 1 and readers[0][0] != OUTPUT

@@ -1,0 +1,136 @@
+"""bodies.py: what If, Loop and Scan hold is quantized like any model, on what the model around it hands to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxq
+from onnxq import runtime
+from onnxq.bodies import bodies_with_layers, samples_of
+from onnxq.data import Sample
+from onnxq.graph import Graph
+from onnxq.model import State
+from onnxq.runtime import Session, evaluate
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
+BRANCHES = """net (float[N, 16] x, bool c) => (float[N, 8] y) <float[16, 12] w, float[12, 8] v, float[16, 8] u> {
+  h = Relu (x)
+  y = If (c) <then_branch = t () => (float[N, 8] a) { [t1] a0 = MatMul (h, w)  a1 = Relu (a0)  [t2] a = MatMul (a1, v) },
+              else_branch = e () => (float[N, 8] b) { [e1] b0 = MatMul (h, u)  b = Tanh (b0) }> }"""
+LOOP = """net (float[4, 16] x, int64 m) => (float[4, 16] y) <float[16, 20] w, float[20, 16] v, bool go = {1}> {
+  y = Loop <body = step (int64 i, bool cin, float[4, 16] p) => (bool cout, float[4, 16] q) {
+    cout = Identity (cin)  [l1] a = MatMul (p, w)  b = Relu (a)  [l2] c = MatMul (b, v)  d = Add (c, x)  q = Tanh (d) }>
+    (m, go, x) }"""
+SCAN = """net (float[T, 6] x, float[1, 10] s0) => (float[1, 10] s, float[T, 1, 10] y) <float[6, 10] w, float[10, 10] r> {
+  s, y = Scan <num_scan_inputs = 1, scan_input_directions = [1], body = step (float[1, 10] p, float[6] xt)
+    => (float[1, 10] n, float[1, 10] o) { ax = Constant <value_ints = [0]> ()  x2 = Unsqueeze (xt, ax)
+    [mw] a = MatMul (x2, w)  [mr] b = MatMul (p, r)  t = Add (a, b)  n = Tanh (t)  o = Identity (n) }> (s0, x) }"""
+NESTED = """net (float[N, 16] x, bool c, bool d) => (float[N, 8] y) <float[16, 8] w, float[16, 8] v> {
+  y = If (c) <then_branch = t () => (float[N, 8] a) {
+      a = If (d) <then_branch = tt () => (float[N, 8] aa) { [deep] aa = MatMul (x, w) },
+                  else_branch = te () => (float[N, 8] ab) { ab0 = MatMul (x, v)  ab = Neg (ab0) }> },
+    else_branch = e () => (float[N, 8] b) { [flat] b0 = MatMul (x, w)  b = Relu (b0) }> }"""
+rng = np.random.default_rng(0)
+
+
+def made(text: str) -> onnx.ModelProto:
+    proto = onnx.parser.parse_model(HEADER + text)
+    have = {t.name for t in proto.graph.initializer}
+    for info in proto.graph.value_info:
+        shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        if info.name not in have:
+            values = rng.standard_normal(shape) / np.sqrt(shape[0])
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), info.name))
+    del proto.graph.value_info[:]
+    return proto
+
+
+def feeds(proto: onnx.ModelProto, count: int = 8) -> list[dict[str, np.ndarray]]:
+    def value(info: Any, k: int) -> np.ndarray:
+        kind = info.type.tensor_type.elem_type
+        if kind == onnx.TensorProto.BOOL:
+            return np.array(k % 2 == 0 if info.name == "c" else k % 4 < 2)
+        if kind == onnx.TensorProto.INT64:
+            return np.array(3)
+        sizes = [d.dim_value or 5 for d in info.type.tensor_type.shape.dim]
+        return rng.standard_normal(sizes).astype(np.float32)
+
+    return [{i.name: value(i, k) for i in proto.graph.input} for k in range(count)]
+
+
+def kernels(graph: onnx.GraphProto) -> Iterator[str]:
+    """The ops of bodies."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from (n.op_type for n in attribute.g.node)
+                yield from kernels(attribute.g)
+
+
+@pytest.mark.parametrize(
+    "text, integer",
+    [
+        (BRANCHES, {"t1", "t2", "e1"}),
+        (LOOP, {"l1", "l2"}),
+        (SCAN, {"mw", "mr"}),
+        (NESTED, {"deep", "flat"}),
+    ],
+)
+def test_layers_in_bodies_run_in_integers(text: str, integer: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.pipeline.LEAST_IN_LOOP", 1)
+    proto = made(text)
+    given = feeds(proto)
+    report = onnxq.quantize(proto, given, target="cpu", threads=1, validate=False)
+    onnx.checker.check_model(report.model)
+    states = {name: entry.state for name, entry in report.ledger.items()}
+    assert {name for name, state in states.items() if state is State.INTEGER} >= integer
+    found = list(kernels(runtime.optimized(report.model).graph))
+    assert len([op for op in found if op in ("QLinearMatMul", "MatMulIntegerToFloat")]) >= len(integer)
+    real = Session(report.model, threads=1)
+    for feed in given:
+        for name, expected in evaluate(proto, feed).items():
+            assert real.run(feed)[name].shape == expected.shape
+            assert np.abs(real.run(feed)[name] - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_small_layers_in_a_loop_have_weights_of_8_bits_alone_where_nothing_is_measured() -> None:
+    proto = made(LOOP.replace("16", "64").replace("20", "80"))
+    report = onnxq.quantize(proto, feeds(proto), target="cpu", threads=1, validate=False)
+    assert {report.ledger[name].state for name in ("l1", "l2")} == {State.WEIGHT_ONLY}
+    assert report.quantized_bytes < 0.5 * report.float_bytes
+
+
+def test_a_body_that_no_sample_runs_stays_as_it_is() -> None:
+    proto = made(BRANCHES)
+    only = [f for f in feeds(proto) if f["c"]]
+    report = onnxq.quantize(proto, only, target="cpu", threads=1, validate=False)
+    assert report.ledger["t1"].state is State.INTEGER
+    assert report.ledger["e1"].reason is not None
+    assert report.ledger["e1"].reason.name == "IN_BODY"
+
+
+@pytest.mark.parametrize("text", [BRANCHES, LOOP, SCAN])
+def test_a_body_is_fed_with_what_it_really_gets(text: str) -> None:
+    """Whatever the body makes of the last step it is fed with is what the model makes."""
+    proto = made(text)
+    graph, feed = Graph.from_proto(proto), feeds(proto, 1)[0]
+    body = next(iter(bodies_with_layers(graph, 1)))
+    samples = samples_of(body, graph, [Sample(feed, None, "the sample")], 1)
+    assert samples is not None
+    steps = list(samples)
+    last = Session(body.proto, threads=1).run(steps[-1].feed)
+    expected = evaluate(proto, feed)
+    if body.node.op == "If":
+        np.testing.assert_allclose(last["a"], expected["y"], rtol=1e-5, atol=1e-5)
+    elif body.node.op == "Loop":
+        assert len(steps) == 3
+        np.testing.assert_allclose(last["q"], expected["y"], rtol=1e-5, atol=1e-5)
+    else:  # from the last element to the first; the fifth step is left out, so one remains
+        assert [s.where for s in steps] == [f"the sample, step {k} of {body.node.name}" for k in range(4)]
+        np.testing.assert_array_equal(steps[0].feed["xt"], feed["x"][-1])
+        np.testing.assert_allclose(last["o"], expected["y"][3], rtol=1e-5, atol=1e-5)
