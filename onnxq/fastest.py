@@ -61,7 +61,8 @@ def fastest(first: Built, build: Build, plain: Callable[[], Built], feed: Feed, 
             first.model.progress("comparing placements", done, ROUNDS + 2)
 
     show(0)
-    if {n.op for n in reference.nodes if n.name in everything} & {"MatMul", "Gemm"} and first.model.target.dynamic:
+    linear = {n.name for n in reference.find("MatMul", "Gemm")}
+    if first.model.target.dynamic and any(first.model.ledger[n].state is State.INTEGER for n in linear & everything):
         other = build(frozenset(), True)
         if any(e.state is State.DYNAMIC for e in other.model.ledger.values()):
             best = _faster(best, other, feed, threads, WORTH)

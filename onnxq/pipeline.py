@@ -386,28 +386,27 @@ def _equalize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassReco
 
 
 def _quantize(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
-    """Equalize; then place, observe, select, refine and lower, as is fastest where that is measured."""
-    if recipe.mode == "dynamic":
-        return _quantize_dynamic(prepared, recipe)
-    start, equalized = _equalize(prepared, recipe)
+    """Build the model in integers, as is fastest where that is measured, and the bodies in it."""
+    static = recipe.mode == "static"
+    start, equalized = _equalize(prepared, recipe) if static else (prepared.model, [])
+    make = _build if static else _build_dynamic
 
     def build(slower: frozenset[str], at_run_time: bool) -> Built:
         other = start.fork()
         other.slower, other.at_run_time = slower, at_run_time
-        return _build(prepared, other, recipe)
+        return make(prepared, other, recipe)
 
     def plain() -> Built:
         other = prepared.model.fork()
         other.calibration, other.slower = start.calibration, frozenset(n.name for n in other.graph.nodes)
-        return _build(prepared, other, recipe)
+        return make(prepared, other, recipe)
 
-    best = _build(prepared, start, recipe)
+    best = make(prepared, start, recipe)
     probes = start.calibration.probes if start.calibration is not None else []
     if start.target.measured and recipe.objective == "latency" and not start.target.simulated and probes:
         best = fastest(best, build, plain, probes[0], threads=start.threads or 1)
     model, prepared.unplaced, prepared.note, prepared.ranges_toml = best.model, best.unplaced, best.note, best.ranges_toml
     _quantize_bodies(prepared, recipe, model)
-    assert model.calibration is not None
     _stamp(model, recipe, prepared)
     prepared.model.calibration = start.calibration
     return model, prepared.records + equalized + best.records
@@ -457,20 +456,17 @@ def _quantize_bodies(prepared: _Prepared, recipe: Recipe, model: Model) -> None:
     prepared.manager.run(model, _passes([p.InsertWeightOnly], recipe))  # of what a body has in float all the same
 
 
-def _quantize_dynamic(prepared: _Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
+def _build_dynamic(prepared: _Prepared, start: Model, recipe: Recipe) -> Built:
     """Weights in integers, activations quantized at every run; again without what the runtime did not fuse."""
     while True:
-        model = prepared.model.fork()
+        model = start.fork()
         records = prepared.manager.run(model, _passes(DYNAMIC, recipe))
         integer = audit.run_in_integers(model.graph.to_stored_proto(), model)
         if model.planned <= integer:
             break
-        prepared.model.unplaced |= model.planned - integer
-    prepared.unplaced = prepared.model.unplaced
+        start.unplaced = start.unplaced | (model.planned - integer)
     audit.complete_ledger(model, integer)
-    _quantize_bodies(prepared, recipe, model)
-    _stamp(model, recipe, prepared)
-    return model, prepared.records + records
+    return Built(model, records, unplaced=start.unplaced)
 
 
 def _counted(prepared: _Prepared, model: Model) -> Samples | None:
