@@ -20,7 +20,7 @@ WIDTH = 4096  # of each layer, and of its input
 RUN = """
 import resource, sys
 import onnxq
-onnxq.quantize(sys.argv[1], sys.argv[2], output=sys.argv[3], target="cpu")
+onnxq.quantize(sys.argv[1], sys.argv[2], output=sys.argv[3], target=sys.argv[4])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -51,6 +51,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("gigabytes", type=float)
     options.add_argument("--inside", action="store_true")
+    options.add_argument("--target", default="host")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -61,7 +62,7 @@ def main() -> None:
         (folder / "data").mkdir()
         for k, feed in enumerate(feeds):
             np.savez(folder / "data" / f"{k}.npz", x=feed)
-        arguments = [str(folder / part) for part in ("model.onnx", "data", "out.onnx")]
+        arguments = [*(str(folder / part) for part in ("model.onnx", "data", "out.onnx")), chosen.target]
         found = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, check=True)
         peak = int(found.stdout) * (1 if sys.platform == "darwin" else 1024)  # kilobytes on Linux
         where = "inside" if chosen.inside else "beside"
