@@ -15,10 +15,10 @@ import onnx
 
 from onnxq import costs, runtime
 from onnxq.graph import Graph, Variable, is_float32
+from onnxq.latency import ratio_interval
 from onnxq.model import Model, State
 from onnxq.passmanager import PassRecord
 from onnxq.placement import cheapest
-from onnxq.validation import ratio_interval
 
 WORTH = 1.02  # what another placement has to gain
 SECONDS = 1.2  # of timing for each comparison

@@ -25,6 +25,7 @@ from onnxq.fastest import Built, fastest
 from onnxq.files import check_writable
 from onnxq.graph import Constant, Graph, Variable
 from onnxq.images import ImageOptions
+from onnxq.latency import latency
 from onnxq.model import Model, Observed, State, verify
 from onnxq.passmanager import UNPROVABLE, Pass, PassManager, PassRecord
 from onnxq.precision import is_half
@@ -613,7 +614,7 @@ def _validate(
     if not prepared.model.calibration.probes:
         report.notes.append("Nothing was timed or proved: the model does not run on made-up inputs; give --data.")
         return
-    report.latency = validation.latency(
+    report.latency = latency(
         [original, report.model], prepared.model.calibration.probes[0], threads=threads or 1, provider=provider, seed=seed,
         progress=progress,
     )  # fmt: skip

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.audit import KernelCount
+from onnxq.latency import Latency
 from onnxq.model import Entry, State
 from onnxq.passmanager import PassRecord
-from onnxq.validation import Accuracy, Comparison, Latency
+from onnxq.validation import Accuracy, Comparison
 
 if TYPE_CHECKING:
     import onnx

@@ -1,4 +1,4 @@
-"""Accuracy and latency of a quantized model against its float model, through onnxruntime.
+"""A quantized model against its float model, through onnxruntime: accuracy, latency (`latency.py`), gates.
 
 Three columns are told apart: float; emulated, in which Q and DQ run as written and layers in float, as 32-bit-accumulating
 integer hardware would; and the runtime's real kernels. A gap between the last two is an effect of the kernels.
@@ -17,12 +17,12 @@ from onnxq import runtime
 from onnxq.data import Sample, load_function, open_samples
 from onnxq.errors import DataError, RecipeError
 from onnxq.images import ImageOptions
+from onnxq.latency import LARGE, Latency, latency
 from onnxq.runtime import Session
 from onnxq.source import load_any, size_in_memory
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 Metric = Callable[[Run, Iterable[tuple[dict[str, np.ndarray], np.ndarray | None]]], float]
-LARGE = 1 << 28  # bytes of a model of which memory for one copy is enough to ask for
 INAUDIBLE = 60.0  # dB of SQNR: a gap above it is rounding
 GAP = 3.0  # dB of SQNR between emulation and kernels that is worth a sentence
 
@@ -196,31 +196,6 @@ def _score(column: _Column, result: Mapping[str, np.ndarray], sample: Sample) ->
         column.top5.append((np.argsort(-scores, 1, kind="stable")[:, :5] == label[:, None]).any(1))
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds, interleaved; `speedup` is float over quantized, `control` float over a second copy of itself.
-
-    Each ratio is (median of the paired ratios, low, high of its 95 % bootstrap interval).
-    """
-
-    threads: int
-    rounds: int
-    float_median: float
-    float_p90: float
-    quantized_median: float
-    quantized_p90: float
-    speedup: tuple[float, float, float]
-    control: tuple[float, float, float]
-
-    @property
-    def verdict(self) -> str:
-        """faster, slower, or equal within the control's interval."""
-        low, high = min(1.0, self.control[1]), max(1.0, self.control[2])
-        if self.speedup[1] > high:
-            return "faster"
-        return "slower" if self.speedup[2] < low else "equal"
-
-
 def compared(original: Any, quantized: Any, threads: int, provider: str) -> list[Session]:
     """The sessions that `accuracy` runs: float, emulated, and real kernels."""
     return [
@@ -228,47 +203,6 @@ def compared(original: Any, quantized: Any, threads: int, provider: str) -> list
         Session(quantized, threads=threads, config=runtime.EMULATED, fold=size_in_memory(original) <= LARGE),
         Session(quantized, threads=threads, provider=provider),
     ]
-
-
-def latency(
-    models: Sequence[Any],
-    feed: Mapping[str, np.ndarray],
-    *,
-    threads: int = 1,
-    provider: str = runtime.CPU,
-    seconds: float = 3.0,
-    seed: int = 0,
-    progress: Callable[[str, int, int | None], None] | None = None,
-) -> Latency:
-    """Time (float, quantized) on one feed, with a second copy of the float model as the control.
-
-    Of a model over LARGE bytes there is no second copy: it is run twice.
-    """
-    sessions = [Session(m, threads=threads, provider=provider) for m in models]
-    again = sessions[0] if size_in_memory(models[0]) > LARGE else Session(models[0], threads=threads, provider=provider)
-    sessions.insert(1, again)
-    bar = None if progress is None else lambda share: progress("timing", round(100 * share), 100)
-    times = runtime.time_paired([lambda s=s: s.run(feed) for s in sessions], seconds=seconds, progress=bar, seed=seed)
-    reference, control, quantized = times.T
-    return Latency(
-        threads=threads,
-        rounds=len(times),
-        float_median=float(np.median(reference)),
-        float_p90=float(np.quantile(reference, 0.9)),
-        quantized_median=float(np.median(quantized)),
-        quantized_p90=float(np.quantile(quantized, 0.9)),
-        speedup=ratio_interval(reference, quantized),
-        control=ratio_interval(reference, control),
-    )
-
-
-def ratio_interval(above: np.ndarray, below: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """(median of the paired ratios, and the ends of its 95 % bootstrap interval from 1,000 resamples)."""
-    ratios = above / below
-    rng = np.random.default_rng(seed)
-    resampled = np.median(rng.choice(ratios, (1000, len(ratios))), 1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return float(np.median(ratios)), float(low), float(high)
 
 
 @dataclass(frozen=True)

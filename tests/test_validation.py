@@ -15,9 +15,10 @@ from onnxq.data import Sample
 from onnxq.errors import DataError, ModelError, RecipeError
 from onnxq.graph import Graph
 from onnxq.inspection import inspect
+from onnxq.latency import Latency, ratio_interval
 from onnxq.model import Entry, Reason, State
 from onnxq.runtime import Session
-from onnxq.validation import Latency, accuracy, missed_gates, ratio_interval
+from onnxq.validation import accuracy, missed_gates
 
 SCALE = (
     '<ir_version: 9, opset_import: ["" : 17]>\nnet (float[N, 4] x) => (float[N, 4] y) <float[1] w = {%s}> { y = Mul (x, w) }'
