@@ -305,11 +305,41 @@ def validate(
     quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Any quantized form of it.")],
     data: Annotated[str, typer.Option("--data", "--eval", metavar="DATA", help=DATA_HELP)],
     metric: Metric = None,
-    max_drop: MaxDrop = None,
-    min_speedup: MinSpeedup = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="Exit 1 if the metric drops by more (points) on any provider.")
+    ] = None,
+    min_speedup: Annotated[
+        float | None,
+        typer.Option(
+            "--min-speedup",
+            help="Exit 1 if float / quantized latency is less on the first provider, threads and batch given.",
+        ),
+    ] = None,
     max_samples: MaxSamples = None,
-    threads: Threads = 0,
-    provider: Provider = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--provider", metavar="NAMES", help="Execution providers, e.g. cpu,openvino; repeatable. Without it, cpu."
+        ),
+    ] = None,
+    threads: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threads",
+            metavar="COUNTS",
+            help="Of the runtime, e.g. 1,4,0; repeatable. 0: all cores; without it, these, and 1 for timing.",
+        ),
+    ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--batch", metavar="SIZES", help="Batches to time, e.g. 1,8, along axis 0; repeatable. Without it, one sample."
+        ),
+    ] = None,
+    warm_up: Annotated[int, typer.Option("--warm-up", min=0, help="Runs before those that are timed.")] = 2,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="Of timing for each row; 10 to 1,000 rounds in any case.")
+    ] = 3.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order in which runs are timed.")] = 0,
     custom_op_library: CustomOps = None,
     report: ReportFile = None,
@@ -324,7 +354,7 @@ def validate(
     json_: Json = False,
 ) -> None:
     """Compare a quantized model with its float model: accuracy in three columns, latency, kernels, size."""
-    from onnxq.report import comparison_lines, comparison_table, to_plain_json
+    from onnxq.report import comparison_lines, comparison_tables, to_plain_json
 
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
     read = {"a model to compare": reference, "a model": quantized, "the --data": data, **_libraries(custom_op_library)}
@@ -333,18 +363,32 @@ def validate(
     with _progress(quiet or json_) as progress:
         found = onnxq.validate(
             reference, quantized, data, metric=metric, max_drop=max_drop, min_speedup=min_speedup,
-            max_samples=max_samples, images=images, threads=threads, provider=provider or "cpu", seed=seed,
-            custom_op_library=custom_op_library, progress=progress,
+            max_samples=max_samples, images=images, provider=_parts(provider) or "cpu",
+            threads=_numbers("--threads", threads) or 0, batch=_numbers("--batch", batch) or None, warm_up=warm_up,
+            seconds=seconds, seed=seed, custom_op_library=custom_op_library, progress=progress,
         )  # fmt: skip
     if report is not None:
         _write(report, to_plain_json(found))
     if json_:
         typer.echo(to_plain_json(found), nl=False)
     elif not quiet:
-        _console().print(comparison_table(found))
+        for table in comparison_tables(found):
+            _console().print(table)
         for line in comparison_lines(found):
             _console().print(line, highlight=False)
     _exit_on(found.missed_gates)
+
+
+def _parts(given: list[str] | None) -> list[str]:
+    """What an option that is repeatable, and takes commas too, was given."""
+    return [part.strip() for text in given or [] for part in text.split(",")]
+
+
+def _numbers(option: str, given: list[str] | None) -> list[int]:
+    try:
+        return [int(part) for part in _parts(given)]
+    except ValueError as error:
+        raise RecipeError(f"{option} is {','.join(given or [])[:80]}; it takes whole numbers, e.g. 1,8") from error
 
 
 @app.command(epilog="Example: onnxq inspect model.int8.onnx")

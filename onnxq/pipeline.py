@@ -25,7 +25,7 @@ from onnxq.fastest import Built, fastest
 from onnxq.files import check_writable
 from onnxq.graph import Constant, Graph, Variable
 from onnxq.images import ImageOptions
-from onnxq.latency import latency
+from onnxq.latency import latencies
 from onnxq.model import Model, Observed, State, verify
 from onnxq.passmanager import UNPROVABLE, Pass, PassManager, PassRecord
 from onnxq.precision import is_half
@@ -606,15 +606,15 @@ def _validate(
         report.notes.append(f"No accuracy was measured: {why}; give --eval.")
     else:
         report.accuracy = validation.accuracy(
-            validation.compared(original, report.model, threads, provider), samples, data=name, metric=metric,
-            progress=progress, total=samples.length,
+            validation.compared(original, report.model, threads, [provider]), samples, data=name, metric=metric,
+            provider=provider, progress=progress, total=samples.length,
         )  # fmt: skip
         if report.accuracy.kernel_effect:
             report.notes.append(report.accuracy.kernel_effect)
     if not prepared.model.calibration.probes:
         report.notes.append("Nothing was timed or proved: the model does not run on made-up inputs; give --data.")
         return
-    report.latency = latency(
-        [original, report.model], prepared.model.calibration.probes[0], threads=threads or 1, provider=provider, seed=seed,
-        progress=progress,
+    (report.latency,) = latencies(
+        [original, report.model], {None: prepared.model.calibration.probes[0]}, threads=[threads or 1], providers=[provider],
+        seed=seed, progress=progress,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from onnxq.audit import KernelCount
 from onnxq.latency import Latency
 from onnxq.model import Entry, State
 from onnxq.passmanager import PassRecord
+from onnxq.runtime import CPU, short_name
 from onnxq.validation import Accuracy, Comparison
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class Report:
                 "kernel_effect": accuracy.kernel_effect,
             }
         if self.latency is not None:
-            found["latency"]["verdict"] = self.latency.verdict
+            found["latency"] = _plain_latency(self.latency)
         shares = {"integer_share": self.integer_share, "integer_mac_share": self.integer_mac_share}
         return {"schema": SCHEMA, **found, **shares}
 
@@ -85,7 +87,8 @@ class Report:
     def print(self, console: Console) -> None:
         """The page that ends `onnxq quantize`."""
         title = f"{Path(self.source).name} for {self.target}"
-        table = _table(title, self.accuracy, self.latency, self.float_bytes, self.quantized_bytes)
+        accuracies = [] if self.accuracy is None else [self.accuracy]
+        table = _table(title, accuracies, self.latency, self.float_bytes, self.quantized_bytes)
         console.print(table)
         for line in self.sentences():
             console.print(line, highlight=False)
@@ -116,23 +119,28 @@ class Report:
         return [*lines, *self.notes, *[f"Missed: {gate}." for gate in self.missed_gates]]
 
 
-def accuracy_rows(accuracy: Accuracy) -> list[tuple[str, str, str, str]]:
-    """Table rows (what, float, emulated, real kernels)."""
-    rows = []
-    columns = (accuracy.float, accuracy.emulated, accuracy.real)
-    for name in accuracy.float.metrics:
+def accuracy_rows(accuracies: Sequence[Accuracy]) -> list[tuple[str, ...]]:
+    """Table rows (what, float, emulated, real kernels of each provider)."""
+    first, rows = accuracies[0], []
+    for name in first.float.metrics:
         unit = "" if name == "metric" else ", %"
+        columns = (first.float, first.emulated, *[a.real for a in accuracies])
         rows.append((f"{name}{unit}", *[f"{c.metrics[name]:.2f}" for c in columns]))
-    if accuracy.drop is not None:
-        width = "" if accuracy.half_width is None else f" ± {accuracy.half_width:.2f}"
-        rows.append(("drop", "", "", f"{accuracy.drop:.2f}{width}"))
-    for name in accuracy.float.outputs:
-        emulated, real = accuracy.emulated.outputs[name], accuracy.real.outputs[name]
-        rows.append((f"{name}: SQNR, dB", "", f"{emulated.sqnr:.1f}", f"{real.sqnr:.1f}"))
-        rows.append((f"{name}: cosine", "", f"{emulated.cosine:.5f}", f"{real.cosine:.5f}"))
-        if emulated.argmax_agreement is not None and real.argmax_agreement is not None:
-            rows.append((f"{name}: same arg max, %", "", f"{emulated.argmax_agreement:.1f}", f"{real.argmax_agreement:.1f}"))
+    if first.drop is not None:
+        rows.append(("drop", "", "", *[_drop(a) for a in accuracies]))
+    for name in first.float.outputs:
+        outputs = [c.outputs[name] for c in (first.emulated, *[a.real for a in accuracies])]
+        rows.append((f"{name}: SQNR, dB", "", *[f"{o.sqnr:.1f}" for o in outputs]))
+        rows.append((f"{name}: cosine", "", *[f"{o.cosine:.5f}" for o in outputs]))
+        agreements = [o.argmax_agreement for o in outputs if o.argmax_agreement is not None]
+        if len(agreements) == len(outputs):
+            rows.append((f"{name}: same arg max, %", "", *[f"{agreement:.1f}" for agreement in agreements]))
     return rows
+
+
+def _drop(accuracy: Accuracy) -> str:
+    width = "" if accuracy.half_width is None else f" ± {accuracy.half_width:.2f}"
+    return f"{accuracy.drop:.2f}{width}"
 
 
 def _share(integer: int, other: int) -> float:
@@ -151,51 +159,109 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
-def to_plain_json(record: Any) -> str:
-    """Any of the result records as JSON, with the schema number."""
-    plain = _plain(record)
-    if isinstance(record, Comparison):
-        plain["accuracy"] |= {"metric": record.accuracy.metric, "drop": _plain(record.accuracy.drop)}
-        plain["latency"]["verdict"] = record.latency.verdict
+def _plain_latency(latency: Latency) -> dict[str, Any]:
+    percentiles = {"float_p50": latency.float_p50, "quantized_p50": latency.quantized_p50}
+    return {**_plain(latency), **percentiles, "verdict": latency.verdict}
+
+
+def to_plain_json(found: Comparison) -> str:
+    """The result of `validate` as JSON, with the schema number; `accuracy` and `latency` are the first of theirs."""
+    accuracies = [{**_plain(a), "metric": a.metric, "drop": _plain(a.drop)} for a in found.accuracies]
+    latencies = [_plain_latency(row) for row in found.latencies]
+    first = {"accuracy": accuracies[0], "latency": latencies[0]}
+    plain = {**first, **_plain(found), "accuracies": accuracies, "latencies": latencies}
     return json.dumps({"schema": SCHEMA, **plain}, indent=1) + "\n"
 
 
-def comparison_table(found: Comparison) -> Table:
-    """The table of `onnxq validate`."""
-    return _table("validation", found.accuracy, found.latency, found.float_bytes, found.quantized_bytes)
+def comparison_tables(found: Comparison) -> list[Table]:
+    """The tables of `onnxq validate`: one, and one of latencies where several were measured."""
+    single = found.latency if len(found.latencies) == 1 else None
+    table = _table("validation", found.accuracies, single, found.float_bytes, found.quantized_bytes)
+    return [table] if single else [table, _latency_table(found.latencies)]
 
 
 def comparison_lines(found: Comparison) -> list[str]:
-    lines = [speed_sentence(found.latency)]
+    lines = [speed_sentence(found.latency)] if len(found.latencies) == 1 else []
+    lines.append(machine_sentence(found.machine))
     lines.append(f"Integer kernels: {found.integer} of {found.integer + found.float} compute nodes.")
-    if found.accuracy.kernel_effect:
-        lines.append(found.accuracy.kernel_effect)
+    for accuracy in found.accuracies:
+        if accuracy.kernel_effect:
+            where = f"{short_name(accuracy.provider)}: " if len(found.accuracies) > 1 else ""
+            lines.append(f"{where}{accuracy.kernel_effect}")
     return [*lines, f"Compared on {found.accuracy.samples} samples.", *[f"Missed: {g}." for g in found.missed_gates]]
 
 
 def speed_sentence(latency: Latency) -> str:
     ratio, low, high = latency.speedup
     control = latency.control
+    batch = "" if latency.batch is None else f", batch {latency.batch}"
+    provider = "" if latency.provider == CPU else f" on {short_name(latency.provider)}"
     return (
         f"Speed: {ratio:.2f}x the float model ({low:.2f} to {high:.2f}; a second float copy: {control[1]:.2f} to "
-        f"{control[2]:.2f}), {latency.verdict}; {latency.threads or 'all'} thread(s)."
+        f"{control[2]:.2f}), {latency.verdict}; {latency.threads or 'all'} thread(s){batch}{provider}."
     )
 
 
-def _table(title: str, accuracy: Accuracy | None, latency: Latency | None, float_bytes: int, quantized_bytes: int) -> Table:
+def machine_sentence(machine: dict[str, Any]) -> str:
+    """What latencies depend on, of `runtime.machine()`."""
+    features = ", ".join(machine["features"]) or "no feature for int8 known"
+    saturates = "; u8 x s8 products saturate" if machine["u8s8_saturates"] else ""
+    return (
+        f"Machine: {machine['cpu']} ({features}{saturates}), {machine['cores']} cores; "
+        f"onnxruntime {machine['onnxruntime']}, onnx {machine['onnx']}."
+    )
+
+
+def _table(
+    title: str, accuracies: Sequence[Accuracy], latency: Latency | None, float_bytes: int, quantized_bytes: int
+) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for column in ("float", "emulated", "real kernels"):
+    several = [f"{short_name(a.provider)} kernels" for a in accuracies] if len(accuracies) > 1 else ["real kernels"]
+    for column in ("float", "emulated", *several):
         table.add_column(column, justify="right")
-    for row in accuracy_rows(accuracy) if accuracy is not None else ():
+    for row in accuracy_rows(accuracies) if accuracies else ():
         table.add_row(*row)
     if latency is not None:
         table.add_row("latency, median ms", f"{latency.float_median:.3f}", "", f"{latency.quantized_median:.3f}")
         table.add_row("latency, p90 ms", f"{latency.float_p90:.3f}", "", f"{latency.quantized_p90:.3f}")
-    table.add_row("size, kB", f"{float_bytes / 1e3:.0f}", "", f"{quantized_bytes / 1e3:.0f}")
+        table.add_row("latency, p99 ms", f"{latency.float_p99:.3f}", "", f"{latency.quantized_p99:.3f}")
+    table.add_row("size, kB", f"{float_bytes / 1e3:.0f}", "", *[f"{quantized_bytes / 1e3:.0f}"] * len(several))
     return table
+
+
+def _latency_table(rows: Sequence[Latency]) -> Table:
+    """One row of two lines for each provider, thread count and batch, in 80 columns."""
+    from rich.table import Table
+
+    table = Table(title="latency, ms, and float over quantized", title_justify="left", padding=0, pad_edge=False)
+    table.add_column("provider", overflow="fold")
+    for column in ("threads", *["batch"] * (rows[0].batch is not None)):
+        table.add_column(column, justify="right", overflow="fold")
+    table.add_column("")
+    for column in ("p50", "p90", "p99"):
+        table.add_column(column, justify="right", overflow="fold")
+    for column in ("speedup", "control"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        ratio, low, high = row.speedup
+        times = (row.float_p50, row.quantized_p50), (row.float_p90, row.quantized_p90), (row.float_p99, row.quantized_p99)
+        table.add_row(
+            short_name(row.provider),
+            str(row.threads or "all"),
+            *[str(row.batch)] * (row.batch is not None),
+            "float\nquantized",
+            *[f"{_time(float_)}\n{_time(quantized)}" for float_, quantized in times],
+            f"{ratio:.2f} {row.verdict}\n{low:.2f}-{high:.2f}",
+            f"\n{row.control[1]:.2f}-{row.control[2]:.2f}",
+        )
+    return table
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds:.3f}" if milliseconds < 100 else f"{milliseconds:.1f}"
 
 
 MOST_ROWS = 40  # of Q and DQ on the terminal

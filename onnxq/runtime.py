@@ -26,7 +26,9 @@ from onnxq.store import WeightStore, stored
 
 Feed = Mapping[str, np.ndarray]
 CPU = "CPUExecutionProvider"
+THREADS_OF = {"OpenVINOExecutionProvider": "num_of_threads"}  # providers with threads of their own, and the option for them
 MOST_ROUNDS = 300  # that a profile is of
+WARM_UP = 2  # runs of each model before those that are timed
 CONTRIB = "com.microsoft"  # the domain of onnxruntime's own ops beyond ONNX
 LARGEST_IN_MEMORY = 1 << 24  # bytes of a model that is handed over as one message; protobuf refuses those of 2 GB
 SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ ")  # as in "/onnxruntime_src/onnxruntime/core/graph/graph.cc:1587 "
@@ -61,18 +63,30 @@ class Session:
         optimize: bool = True,
         fold: bool = True,
     ) -> None:
-        """Without `fold`, constants are computed at each run: weights behind a DequantizeLinear stay integers in memory."""
+        """Without `fold`, constants are computed at each run: weights behind a DequantizeLinear stay integers in memory.
+
+        Raises ModelError where the model does not load, and RecipeError where the provider cannot be used on this machine.
+        """
         options = _options(threads, config or {})
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        own = {THREADS_OF[provider]: str(threads)} if threads and provider in THREADS_OF else {}
         try:
             with _loadable(model, options) as source:
                 self._session = ort.InferenceSession(
-                    source, options, providers=[provider], disabled_optimizers=[] if fold else ["ConstantFolding"]
+                    source,
+                    options,
+                    providers=[(provider, own)],
+                    disabled_optimizers=[] if fold else ["ConstantFolding"],
                 )
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             name = f"{model}" if isinstance(model, (str, Path)) else "the model"
             raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
+        if provider not in self._session.get_providers():  # onnxruntime takes the CPU instead, and says so in its log only
+            raise RecipeError(
+                f"onnxruntime {ort.__version__} has provider {short_name(provider)} but cannot use it on this machine; "
+                "see that the device, its driver and the libraries that the provider needs are here"
+            )
         self.inputs = [_info(i) for i in self._session.get_inputs()]
         self.outputs = [_info(o) for o in self._session.get_outputs()]
         self._names = [o.name for o in self.outputs]
@@ -277,11 +291,18 @@ def save_optimized(
 
 def check_provider(name: str) -> str:
     """The provider's full name; `cpu`, `openvino` and the like are understood. Raises RecipeError when it is not here."""
-    short = {p.lower().removesuffix("executionprovider"): p for p in ort.get_available_providers()}
-    wanted = name.lower().removesuffix("executionprovider")
-    if wanted not in short:
-        raise RecipeError(f"onnxruntime {ort.__version__} here has no provider {name}; {nearest(wanted, short)}")
-    return short[wanted]
+    here = {short_name(p): p for p in ort.get_available_providers()}
+    wanted = short_name(name.strip())
+    if wanted not in here:
+        hint = nearest(wanted, here)
+        every = "" if hint.startswith("valid") else f" The providers here: {', '.join(sorted(here))}"
+        raise RecipeError(f"onnxruntime {ort.__version__} here has no provider {name}; {hint}{every}")
+    return here[wanted]
+
+
+def short_name(provider: str) -> str:
+    """The name of an execution provider as it is given: cpu, openvino, cuda."""
+    return provider.lower().removesuffix("executionprovider")
 
 
 def time_paired(
@@ -289,17 +310,18 @@ def time_paired(
     *,
     seconds: float,
     least: int = 10,
+    warm_up: int = WARM_UP,
     progress: Callable[[float], None] | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """Milliseconds (rounds, len(runs)) of the runs, interleaved: each round runs every one once, in random order.
 
-    At least `least` rounds and at most 1,000, as many as fit into `seconds`.
+    At least `least` rounds and at most 1,000, as many as fit into `seconds`. Before these each runs `warm_up` times.
     """
     rng = np.random.default_rng(seed)
     for run in runs:
-        run()
-        run()
+        for _ in range(warm_up):
+            run()
     start, rows = time.perf_counter(), []
     while len(rows) < least or (time.perf_counter() - start < seconds and len(rows) < 1000):
         row = np.empty(len(runs))
@@ -309,7 +331,7 @@ def time_paired(
             row[k] = (time.perf_counter() - begin) * 1e3
         rows.append(row)
         if progress is not None:
-            progress(min(1.0, (time.perf_counter() - start) / seconds))
+            progress(min(1.0, (time.perf_counter() - start) / max(seconds, 1e-9)))
     return np.stack(rows)
 
 

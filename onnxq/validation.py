@@ -14,17 +14,20 @@ from typing import Any
 import numpy as np
 
 from onnxq import runtime
-from onnxq.data import Sample, load_function, open_samples
+from onnxq.batches import batches, check_batches
+from onnxq.data import Sample, Samples, load_function, open_samples
 from onnxq.errors import DataError, RecipeError
 from onnxq.images import ImageOptions
-from onnxq.latency import LARGE, Latency, latency
-from onnxq.runtime import Session
-from onnxq.source import load_any, size_in_memory
+from onnxq.latency import LARGE, SECONDS, Latency, latencies
+from onnxq.runtime import Session, TensorInfo
+from onnxq.source import Source, load_any, size_in_memory
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 Metric = Callable[[Run, Iterable[tuple[dict[str, np.ndarray], np.ndarray | None]]], float]
 INAUDIBLE = 60.0  # dB of SQNR: a gap above it is rounding
 GAP = 3.0  # dB of SQNR between emulation and kernels that is worth a sentence
+MOST_THREADS = 1024
+MOST_ROWS = 1 << 20  # of a batch
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The three columns, on how many samples of which data; `half_width`: 95 % of the paired difference, in points."""
+    """The three columns, on how many samples of which data; `half_width`: 95 % of the paired difference, in points.
+
+    The real kernels are those of `provider`; float and emulated run on the CPU.
+    """
 
     data: str
     samples: int
@@ -54,6 +60,7 @@ class Accuracy:
     emulated: Scores
     real: Scores
     half_width: float | None = None
+    provider: str = runtime.CPU
 
     @property
     def metric(self) -> str | None:
@@ -119,16 +126,22 @@ class _Column:
     tallies: dict[str, _Tally] = field(default_factory=dict)
 
 
-def accuracy(
+def accuracy(sessions: Sequence[Session], samples: Iterable[Sample], *, provider: str = runtime.CPU, **how: Any) -> Accuracy:
+    """`accuracies` of one provider: (float, emulated, real) sessions."""
+    return accuracies(sessions, samples, providers=[provider], **how)[0]
+
+
+def accuracies(
     sessions: Sequence[Session],
     samples: Iterable[Sample],
     *,
     data: str,
+    providers: Sequence[str],
     metric: Metric | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
     total: int | None = None,
-) -> Accuracy:
-    """Compare (float, emulated, real) sessions on the samples, one pass over these.
+) -> list[Accuracy]:
+    """Compare (float, emulated, and real for each provider) sessions on the samples, one pass over these.
 
     With integer labels: top-1, and top-5 from ten classes on. With `metric`, a user's function of (run, samples) that gives
     a number, higher is better. Always: the distance of every float output from the float model's.
@@ -146,7 +159,7 @@ def accuracy(
         if progress is not None:
             progress("comparing outputs", count, total)
     metrics: list[dict[str, float]] = [{} for _ in sessions]
-    half_width = None
+    half_widths: list[float | None] = [None] * len(providers)
     if metric is not None:
         pairs = [(s.feed, s.label) for s in samples]
         metrics = [{"metric": _number(metric(s.run, pairs))} for s in sessions]
@@ -156,12 +169,15 @@ def accuracy(
             scores["top1"] = 100.0 * float(hit.mean())
             if column.top5:
                 scores["top5"] = 100.0 * float(np.concatenate(column.top5).mean())
-        difference = hits[0].astype(float) - hits[2]
-        half_width = 196.0 * float(difference.std() / np.sqrt(len(difference)))
+        differences = [hits[0].astype(float) - real for real in hits[2:]]
+        half_widths = [196.0 * float(d.std() / np.sqrt(len(d))) for d in differences]
     scores = [
         Scores(m, {name: t.distance() for name, t in c.tallies.items()}) for m, c in zip(metrics, columns, strict=True)
     ]
-    return Accuracy(data, count, scores[0], scores[1], scores[2], half_width)
+    return [
+        Accuracy(data, count, scores[0], scores[1], real, half_width, provider)
+        for real, half_width, provider in zip(scores[2:], half_widths, providers, strict=True)
+    ]
 
 
 def _number(result: Any) -> float:
@@ -196,21 +212,21 @@ def _score(column: _Column, result: Mapping[str, np.ndarray], sample: Sample) ->
         column.top5.append((np.argsort(-scores, 1, kind="stable")[:, :5] == label[:, None]).any(1))
 
 
-def compared(original: Any, quantized: Any, threads: int, provider: str) -> list[Session]:
-    """The sessions that `accuracy` runs: float, emulated, and real kernels."""
+def compared(original: Any, quantized: Any, threads: int, providers: Sequence[str]) -> list[Session]:
+    """The sessions that `accuracies` runs: float, emulated, and the real kernels of each provider."""
     return [
         Session(original, threads=threads),
         Session(quantized, threads=threads, config=runtime.EMULATED, fold=size_in_memory(original) <= LARGE),
-        Session(quantized, threads=threads, provider=provider),
+        *[Session(quantized, threads=threads, provider=provider) for provider in providers],
     ]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `validate` found out."""
+    """What `validate` found out: an accuracy for each provider, a latency for each provider, thread count and batch."""
 
-    accuracy: Accuracy
-    latency: Latency
+    accuracies: list[Accuracy]
+    latencies: list[Latency]
     kernels: dict[str, int]
     integer: int
     float: int
@@ -218,6 +234,16 @@ class Comparison:
     quantized_bytes: int
     machine: dict[str, Any]
     missed_gates: list[str]
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """On the first provider."""
+        return self.accuracies[0]
+
+    @property
+    def latency(self) -> Latency:
+        """The first row: the first provider, thread count and batch."""
+        return self.latencies[0]
 
 
 def missed_gates(
@@ -249,50 +275,118 @@ def validate(
     min_speedup: float | None = None,
     max_samples: int | None = None,
     images: ImageOptions | None = None,
-    threads: int = 0,
-    provider: str = runtime.CPU,
+    provider: str | Sequence[str] = runtime.CPU,
+    threads: int | Sequence[int] = 0,
+    batch: int | Sequence[int] | None = None,
+    warm_up: int = runtime.WARM_UP,
+    seconds: float = SECONDS,
     seed: int = 0,
     custom_op_library: str | Path | Sequence[str | Path] | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Comparison:
     """Compare any quantized model with its float model (paths, bytes or protos). Raises OnnxqError.
 
-    `custom_op_library` is as in `quantize`.
+    Accuracy is measured for each provider; latency for each provider, thread count (0: all cores) and batch, after `warm_up`
+    runs, for `seconds` each. The one thread count 0 is all cores for accuracy, and one thread for latency. A batch is of
+    that many samples along axis 0 of every input; None times one sample. `min_speedup` is about the first of these rows,
+    `max_drop` about every provider. `custom_op_library` is as in `quantize`.
     """
     from onnxq.inspection import compute_counts, count_kernels
 
+    providers = list(dict.fromkeys(runtime.check_provider(name) for name in _listed("provider", provider)))
+    counts = _whole("threads", threads, 0, MOST_THREADS)
+    sizes = [] if batch is None else _whole("batch", batch, 1, MOST_ROWS)
+    _whole("warm_up", warm_up, 0)
+    if not 0 <= seconds < float("inf"):
+        raise RecipeError(f"seconds is {seconds}; it takes a number from 0 on")
     runtime.register_custom_ops(custom_op_library)
-    device = runtime.check_provider(provider)
     float_model, candidate = load_any(reference), load_any(quantized)
-    sessions = compared(float_model.loadable, candidate.loadable, threads, device)
-    names = [[o.name for o in s.outputs] for s in (sessions[0], sessions[2])]
-    if names[0] != names[1]:
-        raise DataError(f"the models have other outputs: {names[0]} and {names[1]}; they are not a pair")
-    if [i.name for i in sessions[0].inputs] != [i.name for i in sessions[2].inputs]:
-        raise DataError("the models have other inputs; they are not a pair")
-    samples = open_samples(data, sessions[0].inputs, images=images, limit=max_samples)
+    most = 0 if 0 in counts else max(counts)
+    sessions = compared(float_model.loadable, candidate.loadable, most, providers)
+    _check_pair(sessions[0], sessions[2])
+    inputs, others = _inputs(sessions[0], float_model), _inputs(sessions[2], candidate)
+    check_batches([*inputs, *others], sizes)
+    samples = open_samples(data, inputs, images=images, limit=max_samples)
+    feeds = _feeds(samples, inputs, sizes, [sessions[0], *sessions[2:]])
     score = load_function(metric) if isinstance(metric, str) else metric
-    found = accuracy(sessions, samples, data="given", metric=score, progress=progress, total=samples.length)
-    feed = next(iter(samples)).feed
+    found = accuracies(
+        sessions, samples, data="given", providers=providers, metric=score, progress=progress, total=samples.length
+    )
     del sessions  # for their weights not to be there twice
-    times = latency(
+    times = latencies(
         [float_model.loadable, candidate.loadable],
-        feed,
-        threads=threads or 1,
-        provider=device,
+        feeds,
+        threads=counts if counts != [0] else [1],
+        providers=providers,
+        warm_up=warm_up,
+        seconds=seconds,
         seed=seed,
         progress=progress,
     )
     kernels = count_kernels(runtime.optimized(candidate.loadable))
     integer, other = compute_counts(kernels)
     return Comparison(
-        accuracy=found,
-        latency=times,
+        accuracies=found,
+        latencies=times,
         kernels=kernels,
         integer=integer,
         float=other,
         float_bytes=float_model.size,
         quantized_bytes=candidate.size,
         machine=runtime.machine(),
-        missed_gates=missed_gates(found, times, max_drop, min_speedup),
+        missed_gates=[*_drops(found, max_drop), *missed_gates(None, times[0], None, min_speedup)],
     )
+
+
+def _drops(found: Sequence[Accuracy], max_drop: float | None) -> list[str]:
+    """What is missed on each provider."""
+    missed = []
+    for accuracy in found:
+        where = f"{runtime.short_name(accuracy.provider)}: " if len(found) > 1 else ""
+        missed += [f"{where}{gate}" for gate in missed_gates(accuracy, None, max_drop, None)]
+    return missed
+
+
+def _check_pair(reference: Session, candidate: Session) -> None:
+    """Raise DataError where the inputs or outputs have other names."""
+    names = [[o.name for o in s.outputs] for s in (reference, candidate)]
+    if names[0] != names[1]:
+        raise DataError(f"the models have other outputs: {names[0]} and {names[1]}; they are not a pair")
+    if [i.name for i in reference.inputs] != [i.name for i in candidate.inputs]:
+        raise DataError("the models have other inputs; they are not a pair")
+
+
+def _inputs(session: Session, source: Source) -> list[TensorInfo]:
+    return runtime.with_unknown_ranks(session.inputs, source.proto)
+
+
+def _feeds(
+    samples: Samples, inputs: Sequence[TensorInfo], sizes: Sequence[int], sessions: Sequence[Session]
+) -> dict[int | None, dict[str, np.ndarray]]:
+    """What is timed: a feed for each batch, or under None the first sample. Each batch has run once, to fail early."""
+    if not sizes:
+        return {None: next(iter(samples)).feed}
+    feeds = batches(samples, inputs, sizes)
+    for size, feed in feeds.items():
+        for session in sessions:
+            session.run(feed, f"{size} rows stacked along axis 0, as --batch asks")
+    return {**feeds}
+
+
+def _listed(key: str, given: Any) -> list[Any]:
+    """One value or several, as a list without repeats. Raises RecipeError where there is none."""
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    found = list(dict.fromkeys(given if several else [given]))
+    if not found:
+        raise RecipeError(f"{key} is empty; give one at least")
+    return found
+
+
+def _whole(key: str, given: Any, least: int, most: float = float("inf")) -> list[int]:
+    """The same, of whole numbers in these limits. Raises RecipeError at another one."""
+    found = _listed(key, given)
+    for number in found:
+        if not isinstance(number, (int, np.integer)) or not least <= number <= most:
+            limits = f"from {least} on" if most == float("inf") else f"from {least} to {most}"
+            raise RecipeError(f"{key} is {number}; it takes whole numbers {limits}")
+    return [int(number) for number in found]

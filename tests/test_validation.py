@@ -85,7 +85,7 @@ def test_the_interval_of_a_ratio_holds_it() -> None:
     ("speedup", "verdict"), [((1.5, 1.4, 1.6), "faster"), ((0.5, 0.4, 0.6), "slower"), ((1.0, 0.97, 1.03), "equal")]
 )
 def test_faster_and_slower_mean_beyond_the_control(speedup: tuple[float, float, float], verdict: str) -> None:
-    assert Latency(1, 10, 1.0, 1.0, 1.0, 1.0, speedup, (1.0, 0.98, 1.02)).verdict == verdict
+    assert Latency(1, 10, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, speedup, (1.0, 0.98, 1.02)).verdict == verdict
 
 
 def test_runs_are_timed_interleaved() -> None:
