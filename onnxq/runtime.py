@@ -87,6 +87,7 @@ class Session:
                 f"onnxruntime {ort.__version__} has provider {short_name(provider)} but cannot use it on this machine; "
                 "see that the device, its driver and the libraries that the provider needs are here"
             )
+        self._session.disable_fallback()  # a provider that fails in a run is an error too
         self.inputs = [_info(i) for i in self._session.get_inputs()]
         self.outputs = [_info(o) for o in self._session.get_outputs()]
         self._names = [o.name for o in self.outputs]
