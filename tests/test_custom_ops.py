@@ -121,7 +121,7 @@ def test_a_custom_op_with_the_name_of_another_is_not_taken_for_it(domain: str, l
 
 
 def test_mode_dynamic_needs_no_data_for_it() -> None:
-    report = onnxq.quantize(build(LINEAR), mode="dynamic", custom_op_library=LIBRARY)
+    report = onnxq.quantize(build(LINEAR), mode="dynamic", target="cpu", custom_op_library=LIBRARY)
     assert {n: e.is_integer for n, e in report.ledger.items()} == {"first": True, "second": True}
 
 
