@@ -25,6 +25,7 @@ from onnxq.runtime import Kernel
 
 PRICES = Prices(quantize=Price(3, 0.5), dequantize=Price(2, 0.25), layout=Price(1, 1))
 ABSORBED = frozenset({"Relu"})
+pytestmark = pytest.mark.measured
 
 
 def dag(sources: Sequence[Sequence[int]]) -> Graph:
@@ -167,3 +168,11 @@ def test_nothing_is_timed_where_speed_is_not_what_counts(
     monkeypatch.setattr(fastest, "_faster", lambda *_: pytest.fail("a placement was timed"))
     report = onnxq.quantize(*shipped, max_samples=8, validate=False, **options)  # type: ignore[arg-type]
     assert report.integer_share == 1
+
+
+def test_with_real_times_a_model_computes_what_it_did(models: Path) -> None:
+    model, data = models / "inverted_residual.onnx", models / "digits_calibration.npz"
+    report = onnxq.quantize(model, data, max_samples=8, threads=1)
+    assert report.accuracy is not None
+    assert report.accuracy.real.outputs["logits"].sqnr > 20
+    assert all(e.reason is not None for e in report.ledger.values() if e.state is State.FLOAT)
