@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 
-from onnxq import audit, proof, runtime, target, validation
+from onnxq import audit, proof, runtime, validation
 from onnxq import passes as p
 from onnxq.bodies import bodies_with_layers, samples_of
 from onnxq.calibration import Calibration, hash_of_feed
@@ -38,6 +38,7 @@ from onnxq.runtime import Session, TensorInfo
 from onnxq.source import Source, load_any, save
 from onnxq.stages import DYNAMIC, EQUALIZE, FLOAT, LOWER, OBSERVE, PLACE, RECOVER, REFINE, SELECT
 from onnxq.store import hash_of_model, size_of
+from onnxq.target import load as load_target
 
 Progress = Callable[[str, int, int | None], None]
 LEAST_IN_LOOP = 1 << 18  # weights of a layer that is worth being integer in each step, where that is not measured
@@ -104,6 +105,8 @@ def quantize(
         raise RecipeError(
             "mode dynamic quantizes activations with the range of each run; leave --calibration and --ranges out"
         )
+    if not load_target(chosen.target).compute:
+        chosen = chosen.model_copy(update={"mode": "dynamic"})  # there are no activations to choose ranges of
     source = load_any(model)
     out = None if output is None else Path(output)
     if out is not None:
@@ -257,8 +260,8 @@ def _prepare(
     recalibrate: bool = False,
     progress: Progress | None = None,
 ) -> _Prepared:
-    chosen = target.load(recipe.target).of_bits(recipe.weight_bits, recipe.activation_bits)
-    device = runtime.check_provider(provider or chosen.provider)
+    chosen = load_target(recipe.target).of_bits(recipe.weight_bits, recipe.activation_bits)
+    device = runtime.check_provider(provider or (chosen.provider if runtime.has_provider(chosen.provider) else runtime.CPU))
     if data is None and calibration is None and recipe.mode == "static":
         raise DataError(
             "there is no calibration data: activations need samples to choose their ranges; give --data FOLDER, or "
@@ -562,9 +565,23 @@ def _report(
             f"The runtime did not fuse {len(unfused)} nodes; they were left in float, the first {unfused[0]}."
         )
     report.notes += [prepared.note] if prepared.note else []
+    report.notes += _notes_on_target(model, prepared.provider)
     if not prepared.note and not model.target.simulated and all(e.state is State.FLOAT for e in model.ledger.values()):
         report.notes.append("Nothing could be quantized; the result is the float model after its float rewrites.")
     return report
+
+
+def _notes_on_target(model: Model, provider: str) -> list[str]:
+    """What the figures are not of: another provider, or kernels that saturate otherwise."""
+    placed, notes = model.target, []
+    if provider != placed.provider:
+        why = "" if runtime.has_provider(placed.provider) else ": it is not here"
+        notes.append(f"Not run on {placed.provider}{why}; what is compared and timed is on {provider}.")
+    if not placed.audited and placed.compute:
+        notes.append(f"Placed for {placed.name} by its rules; which kernels it has for each node is not read back.")
+    if placed.audited and not placed.saturates and runtime.u8s8_saturates() and not placed.simulated and placed.compute:
+        notes.append(f"The kernels of this machine saturate, those of {placed.name} do not: accuracy there is as emulated.")
+    return notes
 
 
 def _was_quantized(records: Sequence[PassRecord]) -> bool:

@@ -306,6 +306,11 @@ def short_name(provider: str) -> str:
     return provider.lower().removesuffix("executionprovider")
 
 
+def has_provider(name: str) -> bool:
+    """Whether onnxruntime has a provider here, by its full name."""
+    return name in ort.get_available_providers()
+
+
 def time_paired(
     runs: Sequence[Callable[[], object]],
     *,

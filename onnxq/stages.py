@@ -66,6 +66,7 @@ PLACE: tuple[type[Pass], ...] = (
     p.AnnotateCompute,  # what starts integer regions
     p.AnnotateAttention,  # after annotate-compute, whose reason for a product it makes more exact
     p.AnnotateRegions,  # grows them
+    p.AnnotateResiduals,  # needs to know which layers are integer
     p.AnnotateEmbeddings,  # leaves alone what is a layer's weight
 )
 OBSERVE: tuple[type[Pass], ...] = (

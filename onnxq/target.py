@@ -10,26 +10,33 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from onnxq.errors import RecipeError, nearest
-from onnxq.numerics import QuantType
+from onnxq.numerics import QuantParams, QuantType
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Stored = Literal["uint8", "int8", "uint16", "int16"]
+Granularity = Literal["per-channel", "per-tensor"]
+
+
 class _Activation(_Strict):
-    type: Literal["uint8", "int8"]
+    type: Stored
     symmetric: bool
-    dynamic: bool = False  # whether linear layers can quantize their input at run time in an integer kernel
+    dynamic: bool = False
+    accepts: tuple[Stored, ...] | None = None
 
 
 class _Weight(_Strict):
-    type: Literal["uint8", "int8"]
+    type: Stored
     symmetric: bool
-    granularity: Literal["per-channel", "per-tensor"]
+    granularity: Granularity
+    accepts: tuple[Stored, ...] | None = None
 
 
 class Compute(_Strict):
@@ -37,10 +44,24 @@ class Compute(_Strict):
 
     weight_axis: int  # the output channels in the weight; for Gemm with transB = 0
     output: Literal["required", "optional"]
+    granularity: Granularity | None = None  # of its weight, where that is not the target's
 
 
 class _Ops(_Strict):
     ops: tuple[str, ...]
+
+
+class _Region(_Ops):
+    rule: Literal["between", "everywhere"] = "between"
+
+
+class FixedOutput(_Strict):
+    """The only parameters that the kernel of an op gives its result in a type."""
+
+    op: str
+    type: Stored
+    scale: float
+    zero_point: int
 
 
 class _File(_Strict):
@@ -49,18 +70,23 @@ class _File(_Strict):
     provider: str
     domains: tuple[str, ...] = ()  # of the operators beyond ONNX's own that it runs
     u8s8_saturates: Literal["always", "never", "detect"]
-    measured: bool = False  # whether it is this machine, so that times tell what is worth being integer
+    measured: bool = False
+    audited: bool = True
+    bias: Literal["int32", "float"] = "int32"
+    adds: bool = False
+    source: str = ""
     activation: _Activation
     weight: _Weight
     compute: dict[str, Compute]
-    region: _Ops
+    region: _Region
     pass_through: _Ops
     absorbed: _Ops
+    fixed: tuple[FixedOutput, ...] = ()
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a model is placed for."""
+    """What a model is placed for. targets/cpu.toml says what each of these is."""
 
     name: str
     description: str
@@ -68,21 +94,42 @@ class Target:
     domains: frozenset[str]
     saturates: bool
     measured: bool
+    audited: bool
+    float_bias: bool
+    adds: bool
+    source: str
     activation_type: QuantType
+    activation_types: frozenset[QuantType]  # that its kernels read
     activation_symmetric: bool
     dynamic: bool
     weight_type: QuantType
+    weight_types: frozenset[QuantType]
     weight_symmetric: bool
     weight_per_channel: bool
     compute: dict[str, Compute]
     region: frozenset[str]
     pass_through: frozenset[str]
     absorbed: frozenset[str]
+    everywhere: bool
+    fixed: tuple[FixedOutput, ...]
 
     @property
     def simulated(self) -> bool:
         """Whether no kernel has integers of these widths."""
-        return self.activation_type.bits != 8 or self.weight_type.bits > 8
+        return bool(self.compute) and (self.activation_type not in self.activation_types or self.weight_type.bits > 8)
+
+    def is_per_channel(self, op: str) -> bool:
+        """Whether the weight of an op has a scale for each output channel."""
+        said = self.compute[op].granularity if op in self.compute else None
+        return self.weight_per_channel if said is None else said == "per-channel"
+
+    def fixed_output(self, op: str) -> QuantParams | None:
+        """The parameters that the result of an op must have in the type of the activations."""
+        for rule in self.fixed:
+            kind = QuantType(rule.type)
+            if rule.op == op and kind == self.activation_type:
+                return QuantParams(np.asarray(rule.scale, np.float32), np.asarray(rule.zero_point, kind.dtype), kind)
+        return None
 
     def of_bits(self, weight: int, activation: int) -> Target:
         """The same with weights and activations of 2 to 16 bits."""
@@ -127,21 +174,33 @@ def load(name: str) -> Target:
         domains=frozenset(data.domains),
         saturates=_saturates(data.u8s8_saturates),
         measured=data.measured,
+        audited=data.audited,
+        float_bias=data.bias == "float",
+        adds=data.adds,
+        source=data.source,
         activation_type=QuantType(data.activation.type),
+        activation_types=_types(data.activation),
         activation_symmetric=data.activation.symmetric,
         dynamic=data.activation.dynamic,
         weight_type=QuantType(data.weight.type),
+        weight_types=_types(data.weight),
         weight_symmetric=data.weight.symmetric,
         weight_per_channel=data.weight.granularity == "per-channel",
         compute=data.compute,
         region=frozenset(data.region.ops),
         pass_through=frozenset(data.pass_through.ops),
         absorbed=frozenset(data.absorbed.ops),
+        everywhere=data.region.rule == "everywhere",
+        fixed=data.fixed,
     )
 
 
+def _types(side: _Activation | _Weight) -> frozenset[QuantType]:
+    return frozenset(QuantType(name) for name in ((side.type,) if side.accepts is None else side.accepts))
+
+
 def _read(name: str) -> dict[str, Any]:
-    """The file's content over that of the target it extends."""
+    """The file's content over that of the target it extends: its keys and sections take the place of the other's."""
     try:
         data = tomllib.loads(_paths()[name].read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:

@@ -56,6 +56,7 @@ from onnxq.passes.place.annotate_compute import AnnotateCompute
 from onnxq.passes.place.annotate_dynamic import AnnotateDynamic
 from onnxq.passes.place.annotate_embeddings import AnnotateEmbeddings
 from onnxq.passes.place.annotate_regions import AnnotateRegions
+from onnxq.passes.place.annotate_residuals import AnnotateResiduals
 from onnxq.passes.recover.expand_dynamic import ExpandDynamic
 from onnxq.passes.recover.expand_qoperators import ExpandQoperators
 from onnxq.passes.recover.fold_weight_dequantize import FoldWeightDequantize
@@ -110,6 +111,7 @@ PASSES = {
         AnnotateCompute,
         AnnotateAttention,
         AnnotateRegions,
+        AnnotateResiduals,
         AnnotateEmbeddings,
         AnnotateDynamic,
         CollectStatistics,

@@ -1,6 +1,7 @@
 """The one runner of the golden files: tests/golden/<pass>/<case>.txt says what a pass does to a graph.
 
-A file is a sentence, lines `pass: name{option=value}` (left out: the folder's name) and `before: pass pass ...`, and blocks:
+A file is a sentence, lines `pass: name{option=value}` (left out: the folder's name), `target: name`
+(left out: cpu) and `before: pass pass ...`, and blocks:
 
     --- given       a model in ONNX's textual syntax; values declared but not set are drawn from a seed
     --- specs       TOML, optional: parameters of tensors and who reads them quantized, for passes that lower
@@ -48,7 +49,7 @@ HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 def test_golden(path: Path, request: pytest.FixtureRequest) -> None:
     head, blocks = split(path.read_text(encoding="utf-8"))
     given = parse(blocks["given"])
-    model = Model(Graph.from_proto(given), target.load("cpu"), samples=samples(given), threads=1)
+    model = Model(Graph.from_proto(given), target.load(head.get("target", "cpu")), samples=samples(given), threads=1)
     PASSES["infer-shapes"]().apply(model)
     for name in head.get("before", "").split():
         make(name).apply(model)
@@ -116,7 +117,7 @@ def test_every_recogniser_knows_several_exporters_and_refuses_a_near_miss(name: 
 
 def split(text: str) -> tuple[dict[str, str], dict[str, str]]:
     head, *parts = re.split(r"^--- (\w+)\n", text, flags=re.MULTILINE)
-    keys = dict(re.findall(r"^(pass|before): *(.+)$", head, flags=re.MULTILINE))
+    keys = dict(re.findall(r"^(pass|before|target): *(.+)$", head, flags=re.MULTILINE))
     return keys, dict(zip(parts[::2], parts[1::2], strict=True))
 
 

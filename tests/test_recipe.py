@@ -58,7 +58,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_targets_are_read_from_their_files() -> None:
-    assert target.names() == ["cpu", "host"]
+    assert {"cpu", "host"} <= set(target.names())
     cpu = target.load("cpu")
     assert (cpu.activation_type, cpu.weight_type) == (QuantType.UINT8, QuantType.INT8)
     assert cpu.saturates

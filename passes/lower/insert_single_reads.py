@@ -16,7 +16,7 @@ class InsertSingleReads(Pass):
 
     Given:   %1 = DequantizeLinear(%0, s, z);  %2 = Pow(%1, 2);  %3 = Div(%1, %r)                    both in float kernels
     Result:  %4 = LeakyRelu(%1) {alpha=1};  %2 = Pow(%4, 2);  %3 = Div(%4, %r)
-    Refused: fewer than two float nodes read it; the tensor is a constant.
+    Refused: fewer than two float nodes read it; the tensor is a constant; the target is not the CPU provider.
 
     onnxruntime gives every reader of a DequantizeLinear one of its own. Several float nodes then dequantize the same codes,
     and a normalization or activation of several nodes is no longer seen to be one. LeakyRelu with slope 1 is the identity.
@@ -26,6 +26,8 @@ class InsertSingleReads(Pass):
 
     def apply(self, model: Model) -> int:
         graph, inserted = model.graph, 0
+        if not model.target.audited:
+            return 0
         for dequantizer in [n for n in graph.nodes if n.op == "DequantizeLinear"]:
             if isinstance(dequantizer.inputs[0], Constant):
                 continue

@@ -30,6 +30,8 @@ LEFT = {
 class InsertWeightOnly(Pass):
     """Store the weights of recurrent nodes, and of layers in bodies, in 8 bits where no integer kernel is gained.
 
+    So are those of all layers that the target has no integers for.
+
     Given:   %1 = GRU(%0, W, R)                                                            W (D, 3H, I), R (D, 3H, H)
     Result:  %2 = Mul(Cast(W_q), W_scale);  %3 = Mul(Cast(R_q), R_scale);  %1 = GRU(%0, %2, %3)      a scale for each row
     Refused: excluded by the user; fewer than `least` bytes; something else reads the weight in float; it is computed.
@@ -69,8 +71,9 @@ class InsertWeightOnly(Pass):
 
 def _weights(model: Model) -> Iterator[tuple[Node, int]]:
     """The weights that may be stored so: (node, input index)."""
+    without = [op for op in LINEAR if op not in model.target.compute]
     for scope in model.graph.scopes():
-        for node in scope.find(*RECURRENT, *(LINEAR if scope is not model.graph else ())):
+        for node in scope.find(*RECURRENT, *(LINEAR if scope is not model.graph else without)):
             entry = model.ledger.get(node.name)
             if node.name in model.excluded or (entry is not None and entry.reason not in LEFT):
                 continue

@@ -20,7 +20,7 @@ class AnnotateCompute(Pass):
 
     Given:   %1 = Conv(%0, W, B)
     Result:  specs: %0 observed (the target's activation type), W observed per output channel, B derived from both;
-             the node reads all three through Q and DQ
+             the node reads all three through Q and DQ; a bias is left alone where the target's are float
     Refused: excluded by the user, found unfused by the audit, marked by select-layers or measured to be slower; the weight
              or bias is computed; the activation is not known to be float32; a Gemm with alpha, beta or transA that the
              kernel does not take.
@@ -53,7 +53,7 @@ class AnnotateCompute(Pass):
     def _weight_spec(self, model: Model, node: Node) -> Observed:
         by_channel = self.weight_granularity == "per-channel"
         if self.weight_granularity == "target":
-            by_channel = model.target.weight_per_channel
+            by_channel = model.target.is_per_channel(node.op)
         symmetric = self.weight_symmetry == "symmetric"
         if self.weight_symmetry == "target":
             symmetric = model.target.weight_symmetric
@@ -103,11 +103,13 @@ def _annotate(model: Model, node: Node, weight_spec: Observed) -> None:
     model.quantized_inputs.add((node.name, 1))
 
     bias = input_at(node, 2)
+    if target.float_bias:
+        return
     if bias is not None:
         _shape_bias(graph, node, bias)
         _own(model, node, 2, Derived(activation.name, weight.name))
         model.quantized_inputs.add((node.name, 2))
-    elif node.op == "MatMul":
+    elif node.op == "MatMul" and not target.everywhere:  # else the Add is an op of its own
         _annotate_added_bias(model, node, Derived(activation.name, weight.name))
 
 

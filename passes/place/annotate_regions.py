@@ -8,11 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.graph import ONNX_DOMAINS, Constant, Node, Tensor, Variable, is_float32
-from onnxq.model import OUTPUT, Derived, Model, Observed, Reason, Shared
+from onnxq.model import OUTPUT, Derived, Fixed, Model, Observed, Reason, Shared
 from onnxq.numerics import PerTensor
 from onnxq.passmanager import Pass
 
 POOLS = ("AveragePool", "GlobalAveragePool")
+JOINING = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "MatMul")  # all their inputs carry data
+NORMALIZING = ("LayerNormalization",)  # input, scale and bias, as a layer has
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class AnnotateRegions(Pass):
              reads and none of these does. A pass-through node stays float unless its producer and one reader are integer.
 
     A pool of an integer node is integer whoever reads it: what it hands on is small, and its range narrower than before.
+    On a target that has integers alone, every node that it can run is integer, whatever is around it.
     An activation that can vanish into the output parameters (Relu; Clip over 0) counts as part of the node before it.
     The outputs of an integer Conv, of a product of matrices that something computed is added to, and of every integer node
     that an integer node reads, are read through Q and DQ by all.
@@ -37,7 +40,8 @@ class AnnotateRegions(Pass):
         graph = model.graph
         compute = {n for n in model.compute_nodes() if n.name in model.planned}
         candidates = {n for n in graph.nodes if _can_be_integer(model, n)}
-        integer = _largest_consistent(model, compute, candidates)
+        everywhere = model.target.everywhere
+        integer = compute | candidates if everywhere else _largest_consistent(model, compute, candidates)
         before = set(model.quantized_inputs)
         model.planned |= {n.name for n in integer}
         for node in graph.nodes:
@@ -57,15 +61,23 @@ def _can_be_integer(model: Model, node: Node) -> bool:
     target = model.target
     if node.op not in target.region | target.pass_through or node.domain not in ONNX_DOMAINS:
         return False
-    if node.name in model.excluded | model.unplaced | model.slower:
+    if node.name in model.excluded | model.unplaced | model.slower | model.sensitive:
         return False
     if any(isinstance(model.specs.get(t.name), Derived) for t in node.inputs):
         return False  # the Add of a MatMul's bias
     data = _data_inputs(node)
     if not all(is_float32(t) for t in data) or not any(isinstance(t, Variable) for t in data):
         return False
-    if node.op in ("Add", "Mul", "Concat"):
-        return all(isinstance(t, Variable) or _is_exact_in_8_bits(np.asarray(t.values)) for t in data)
+    if node.op == "MatMul":
+        return all(isinstance(t, Variable) for t in data)
+    if node.op in JOINING:
+        constants = [np.asarray(t.values) for t in data if isinstance(t, Constant)]
+        return all(np.isfinite(c).all() and c.size if target.everywhere else _is_exact_in_8_bits(c) for c in constants)
+    if node.op in NORMALIZING:
+        parts = node.inputs[1:]
+        return len(node.outputs) == 1 and len(parts) == 2 and all(isinstance(t, Constant) and is_float32(t) for t in parts)
+    if node.op in target.absorbed and _vanishes(model, node):
+        return False
     if node.op == "MaxPool":
         return len([t for t in node.outputs if t.name]) == 1 and model.graph.opset >= 12
     if node.op == "Resize":
@@ -73,6 +85,13 @@ def _can_be_integer(model: Model, node: Node) -> bool:
     if node.op in ("AveragePool", "GlobalAveragePool"):
         return len(node.inputs[0].shape or ()) in (3, 4)
     return True
+
+
+def _vanishes(model: Model, node: Node) -> bool:
+    """Whether an activation belongs to the node before it."""
+    maker = model.graph.producer(node.inputs[0])
+    before = model.target.region | model.target.compute.keys()
+    return maker is not None and maker.op in before and model.absorbed(maker) is node.outputs[0]
 
 
 def _is_exact_in_8_bits(constant: np.ndarray) -> bool:
@@ -84,7 +103,7 @@ def _is_exact_in_8_bits(constant: np.ndarray) -> bool:
 
 def _data_inputs(node: Node) -> list[Tensor]:
     """The inputs that carry data, not shapes, indices or sizes."""
-    if node.op in ("Add", "Mul", "Concat"):
+    if node.op in JOINING:
         return list(node.inputs)
     return [node.inputs[0]]
 
@@ -124,7 +143,7 @@ def _consistent(model: Model, node: Node, integer: set[Node], compute: set[Node]
 
 
 def _reads_data(node: Node, index: int) -> bool:
-    return index == 0 or node.op in ("Add", "Mul", "Concat")
+    return index == 0 or node.op in JOINING
 
 
 def _annotate(model: Model, node: Node) -> None:
@@ -139,6 +158,20 @@ def _annotate(model: Model, node: Node) -> None:
     if node.op in target.pass_through:
         for result in node.outputs:
             model.specs[result.name] = Shared(node.inputs[0].name)
+    if node.op in NORMALIZING:
+        _annotate_parameters(model, node)
+
+
+def _annotate_parameters(model: Model, node: Node) -> None:
+    """Scale and bias of a normalization, as those of a layer are: of the weights' type, and int32."""
+    target = model.target
+    for index, base in ((1, "scale"), (2, "bias")):
+        if model.specs.get(node.inputs[index].name) is not None:  # another node's, too
+            copy = model.graph.constant(f"{node.name}_{base}", np.asarray(node.inputs[index].values))
+            model.graph.set_input(node, index, copy)
+        model.quantized_inputs.add((node.name, index))
+    model.specs[node.inputs[1].name] = Observed(target.weight_type, PerTensor(), target.weight_symmetric)
+    model.specs[node.inputs[2].name] = Derived(node.inputs[0].name, node.inputs[1].name)
 
 
 def _quantize_output(model: Model, node: Node) -> None:
@@ -149,10 +182,13 @@ def _quantize_output(model: Model, node: Node) -> None:
     spec = Observed(target.activation_type, PerTensor(), target.activation_symmetric)
     for result in results:
         readers = model.readers(result)
+        fixed = target.fixed_output(node.op)
         rule = target.compute[node.op].output if node.op in target.compute else "required"
         wanted = any(r[0] != OUTPUT and r in model.quantized_inputs for r in readers)
         if rule == "required" or wanted or _looked_through(model, node, readers):
             model.specs.setdefault(result.name, spec)
+            if fixed is not None:
+                model.specs[result.name] = Fixed(fixed)
             model.quantized_inputs.update(readers)
 
 
@@ -165,4 +201,5 @@ def _looked_through(model: Model, node: Node, readers: list[tuple[str, int]]) ->
     if node.op == "MatMul" and add is not None and add.op == "Add" and len(node.outputs[0].shape or ()) == 2:
         return model.bias_of(node) is None
     follows = model.absorbed(node) is not node.outputs[0] and model.bias_of(node) in (None, (node, 2))
+    follows = follows and model.target.audited
     return node.op in model.target.compute and follows and len(readers) == 1 and readers[0][0] != OUTPUT

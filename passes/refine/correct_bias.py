@@ -64,11 +64,13 @@ def _add_to_bias(model: Model, node: Node, shift: Array) -> None:
     old = input_at(reader, index)
     before = np.zeros_like(shift) if old is None else np.asarray(value(old), np.float64)
     bias = graph.constant(f"{node.name}_bias", (before + shift).astype(np.float32))
-    spec = model.specs[old.name] if old is not None else Derived(node.inputs[0].name, node.inputs[1].name)
+    spec = Derived(node.inputs[0].name, node.inputs[1].name) if old is None else model.specs.get(old.name)
     if old is None and "beta" in node.attrs:
         node.attrs["beta"] = 1.0  # of no effect without a bias until now
     graph.set_input(reader, index, bias)
     if old is not None and not old.outputs:
-        del model.specs[old.name]
+        model.specs.pop(old.name, None)
+    if spec is None or model.target.float_bias:
+        return
     model.specs[bias.name] = spec
     model.quantized_inputs.add((reader.name, index))
