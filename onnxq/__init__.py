@@ -31,6 +31,7 @@ _HOMES = {
     "Report": "report",
     "UnsupportedModelError": "errors",
     "calibrate": "pipeline",
+    "check": "checking",
     "merge": "calibration",
     "quantize": "pipeline",
     "validate": "validation",
@@ -53,6 +54,7 @@ __all__ = [
     "Report",
     "UnsupportedModelError",
     "calibrate",
+    "check",
     "merge",
     "quantize",
     "validate",
@@ -60,6 +62,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from onnxq.calibration import Calibration, merge
+    from onnxq.checking import check
     from onnxq.errors import (
         CalibrationError,
         DataError,

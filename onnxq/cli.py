@@ -427,13 +427,34 @@ def passes(name: Annotated[str | None, typer.Argument(help="A pass, to read what
         raise RecipeError(f"unknown pass {name}; {nearest(name, PASSES)}")
 
 
-@app.command(epilog="Example: onnxq targets")
-def targets() -> None:
-    """List the targets that a model can be placed for."""
-    from onnxq import target
+@app.command(epilog="Example: onnxq check model.int8.onnx --target tensorrt")
+def check(
+    model: Annotated[Path, typer.Argument(help="Any quantized ONNX model.")],
+    target: Annotated[str, typer.Option("--target", help="What it is to obey: see onnxq targets.")],
+    json_: Json = False,
+) -> None:
+    """Say where a quantized model, whoever made it, does not obey a target. Exit code 1 if it does not."""
+    from onnxq.report import check_parts, to_plain_json
 
-    for name in target.names():
-        typer.echo(f"{name:10s} {target.load(name).description}")
+    found = onnxq.check(model, target)
+    if json_:
+        typer.echo(to_plain_json({"model": str(model), "target": target, "violations": found}), nl=False)
+    else:
+        for part in check_parts(model.name, target, found):
+            _console().print(part, highlight=False, markup=False)
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: onnxq targets tensorrt")
+def targets(name: Annotated[str | None, typer.Argument(help="A target, to read all of it.")] = None) -> None:
+    """List the targets that a model can be placed for and what each demands, or print one in full."""
+    from onnxq.report import target_lines, targets_table
+
+    if name is None:
+        _console().print(targets_table())
+    for line in target_lines(name) if name is not None else ():
+        _console().print(line, highlight=False, markup=False)
 
 
 def main() -> None:

@@ -565,7 +565,7 @@ def _report(
             f"The runtime did not fuse {len(unfused)} nodes; they were left in float, the first {unfused[0]}."
         )
     report.notes += [prepared.note] if prepared.note else []
-    report.notes += _notes_on_target(model, prepared.provider)
+    report.notes += _notes_on_target(model, prepared.provider) + _notes_on_provider(proto, prepared.provider)
     if not prepared.note and not model.target.simulated and all(e.state is State.FLOAT for e in model.ledger.values()):
         report.notes.append("Nothing could be quantized; the result is the float model after its float rewrites.")
     return report
@@ -582,6 +582,19 @@ def _notes_on_target(model: Model, provider: str) -> list[str]:
     if placed.audited and not placed.saturates and runtime.u8s8_saturates() and not placed.simulated and placed.compute:
         notes.append(f"The kernels of this machine saturate, those of {placed.name} do not: accuracy there is as emulated.")
     return notes
+
+
+def _notes_on_provider(proto: onnx.ModelProto, provider: str) -> list[str]:
+    """How much of the result a provider takes, where it is not the CPU's, which takes all."""
+    try:
+        found = None if provider == runtime.CPU else runtime.on_provider(proto, provider)
+    except ModelError:
+        return []  # said where it is compared
+    if found is None:
+        return []
+    taken, left = found
+    rest = ", ".join(f"{count} {op}" for op, count in left.items())
+    return [f"{provider} takes {taken} of {taken + sum(left.values())} nodes{f'; the CPU runs {rest}' if rest else ''}."]
 
 
 def _was_quantized(records: Sequence[PassRecord]) -> bool:
@@ -603,6 +616,17 @@ def _comparable(report: Report, source: Source, prepared: _Prepared) -> str | Pa
     return source.loadable
 
 
+def _provider_that_loads(report: Report, prepared: _Prepared) -> str:
+    """The provider to compare on: the CPU where the one that was meant does not load the result, which the report says."""
+    if prepared.provider != runtime.CPU:
+        try:
+            Session(report.model, threads=prepared.model.threads, provider=prepared.provider)
+        except ModelError as error:
+            report.notes.append(f"Not run on {prepared.provider}, which does not take it: {error}. In its place is the CPU.")
+            return runtime.CPU
+    return prepared.provider
+
+
 def _validate(
     report: Report,
     source: Source,
@@ -614,7 +638,7 @@ def _validate(
     seed: int,
     progress: Progress | None,
 ) -> None:
-    threads, provider = prepared.model.threads, prepared.provider
+    threads, provider = prepared.model.threads, _provider_that_loads(report, prepared)
     original = _comparable(report, source, prepared)
     assert prepared.model.calibration is not None
     if samples is None:
@@ -631,7 +655,12 @@ def _validate(
     if not prepared.model.calibration.probes:
         report.notes.append("Nothing was timed or proved: the model does not run on made-up inputs; give --data.")
         return
-    (report.latency,) = latencies(
-        [original, report.model], {None: prepared.model.calibration.probes[0]}, threads=[threads or 1], providers=[provider],
-        seed=seed, progress=progress,
-    )  # fmt: skip
+    try:
+        (report.latency,) = latencies(
+            [original, report.model], {None: prepared.model.calibration.probes[0]}, threads=[threads or 1],
+            providers=[provider], seed=seed, progress=progress,
+        )  # fmt: skip
+    except ModelError as error:
+        if provider == runtime.CPU:
+            raise
+        report.notes.append(f"Nothing was timed: {provider} does not take both models: {error}.")

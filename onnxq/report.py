@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from onnxq.checking import Violation
     from onnxq.inspection import Inspection
+    from onnxq.target import Target
 
 SCHEMA = 1
 
@@ -337,3 +339,76 @@ def _unfused_parts(found: Inspection) -> list[Table | str]:
     for (left, _, op, reason), tensors in list(rows.items())[:MOST_ROWS]:
         table.add_row(", ".join(tensors), left, op, reason)
     return [table, *([f"And {len(rows) - MOST_ROWS} rows more; --json lists all."] if len(rows) > MOST_ROWS else [])]
+
+
+def check_parts(model: str, target: str, found: list[Violation]) -> list[Table | str]:
+    """What `onnxq check` prints: a row for each violation."""
+    from rich.table import Table
+
+    if not found:
+        return [f"{model} obeys {target}."]
+    table = Table(title=f"{model} does not obey {target}: {len(found)} violations", title_justify="left")
+    for column in ("node", "tensor", "demanded", "found"):
+        table.add_column(column, overflow="fold")
+    for v in found[:MOST_ROWS]:
+        table.add_row(f"{v.op} {v.node}", v.tensor, v.demanded, v.found)
+    return [table, *([f"And {len(found) - MOST_ROWS} more; --json lists all."] if len(found) > MOST_ROWS else [])]
+
+
+def targets_table() -> Table:
+    """What each target demands, and whether its provider is here."""
+    from rich.table import Table
+
+    from onnxq import runtime, target
+
+    table = Table(title="targets", title_justify="left")
+    for column in ("target", "activations", "weights", "bias", "provider", "here"):
+        table.add_column(column)
+    for name in target.names():
+        one = target.load(name)
+        here = "yes" if runtime.has_provider(one.provider) else "no"
+        table.add_row(name, *_demands(one), one.provider.removesuffix("ExecutionProvider"), here)
+    return table
+
+
+def target_lines(name: str) -> list[str]:
+    """All there is to a target."""
+    from onnxq import runtime, target
+
+    one = target.load(name)
+    activations, weights, bias = _demands(one)
+    layers = {op: f"output {'in integers' if c.output == 'required' else 'in either'}" for op, c in one.compute.items()}
+    other = [op for op in layers if one.is_per_channel(op) != one.weight_per_channel]
+    layers |= {op: f"{layers[op]}, {'a scale by channel' if one.is_per_channel(op) else 'one weight scale'}" for op in other}
+    lines = [f"{one.name}: {one.description}"]
+    lines.append(f"provider: {one.provider}, {'here' if runtime.has_provider(one.provider) else 'not here'}")
+    lines.append(f"activations: {activations}")
+    lines.append(f"weights: {weights}")
+    lines.append(f"bias: {bias}")
+    lines.append(f"u8 x s8 sums of 16 bits: {'yes, repaired' if one.saturates else 'no'}")
+    lines.append(f"layers: {'; '.join(f'{op} ({what})' for op, what in layers.items()) or 'none in integers'}")
+    where = "wherever they are" if one.everywhere else "between integer nodes"
+    parts = (
+        (f"in integers {where}", one.region),
+        ("parameters pass through", one.pass_through),
+        ("vanish into the Q behind them", one.absorbed),
+    )
+    lines += [f"{what}: {', '.join(sorted(ops))}" for what, ops in parts if ops]
+    lines += ["an Add after a layer: only the other tensor in integers"] if one.adds else []
+    lines += [f"{f.op} in {f.type}: scale {f.scale:.6g}, zero point {f.zero_point}" for f in one.fixed]
+    lines.append(f"what is integer: {'read back from the runtime' if one.audited else 'by rule, not read back'}")
+    return [*lines, *([f"source: {one.source}"] if one.source else [])]
+
+
+def _demands(one: Target) -> tuple[str, str, str]:
+    """(activations, weights, bias) in a few words."""
+    if not one.activation_types:
+        return "float", f"{one.weight_type.value} by channel, stored", "float"
+    kinds = " or ".join(sorted((t.value for t in one.activation_types), key=lambda t: (t != one.activation_type.value, t)))
+    weights = " or ".join(sorted((t.value for t in one.weight_types), key=lambda t: (t != one.weight_type.value, t)))
+    activations = f"{kinds}{', zero point 0' if one.activation_symmetric else ''}"
+    return (
+        activations,
+        f"{weights}{' by channel' if one.weight_per_channel else ''}{', symmetric' if one.weight_symmetric else ''}",
+        "float" if one.float_bias else "int32",
+    )

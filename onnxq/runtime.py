@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from onnxq import providers
 from onnxq.errors import ModelError, RecipeError, nearest
 from onnxq.proto import folder_of
 from onnxq.store import WeightStore, stored
@@ -73,16 +74,16 @@ class Session:
         own = {THREADS_OF[provider]: str(threads)} if threads and provider in THREADS_OF else {}
         try:
             with _loadable(model, options) as source:
+                named = providers.add(options, provider, own)
                 self._session = ort.InferenceSession(
-                    source,
-                    options,
-                    providers=[(provider, own)],
-                    disabled_optimizers=[] if fold else ["ConstantFolding"],
+                    source, options, providers=named, disabled_optimizers=[] if fold else ["ConstantFolding"]
                 )
+        except RecipeError:
+            raise
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             name = f"{model}" if isinstance(model, (str, Path)) else "the model"
             raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
-        if provider not in self._session.get_providers():  # onnxruntime takes the CPU instead, and says so in its log only
+        if named and provider not in self._session.get_providers():  # onnxruntime takes the CPU instead, and says so in its log only
             raise RecipeError(
                 f"onnxruntime {ort.__version__} has provider {short_name(provider)} but cannot use it on this machine; "
                 "see that the device, its driver and the libraries that the provider needs are here"
@@ -292,10 +293,11 @@ def save_optimized(
 
 def check_provider(name: str) -> str:
     """The provider's full name; `cpu`, `openvino` and the like are understood. Raises RecipeError when it is not here."""
-    here = {short_name(p): p for p in ort.get_available_providers()}
+    here = {short_name(p): p for p in providers.available()}
     wanted = short_name(name.strip())
     if wanted not in here:
-        hint = nearest(wanted, here)
+        known = next((p for p in providers.PLUGINS.values() if p.extra == wanted), None)
+        hint = f"install onnxq[{known.extra}]" if known is not None else nearest(wanted, here)
         every = "" if hint.startswith("valid") else f" The providers here: {', '.join(sorted(here))}"
         raise RecipeError(f"onnxruntime {ort.__version__} here has no provider {name}; {hint}{every}")
     return here[wanted]
@@ -308,7 +310,28 @@ def short_name(provider: str) -> str:
 
 def has_provider(name: str) -> bool:
     """Whether onnxruntime has a provider here, by its full name."""
-    return name in ort.get_available_providers()
+    return name in providers.available()
+
+
+def on_provider(model: onnx.ModelProto | str | Path, provider: str) -> tuple[int, dict[str, int]] | None:
+    """(nodes that a provider takes, the ops that are left to others and how many); None where this version does not tell."""
+    if not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
+        return None
+    options = _options(1, {"session.record_ep_graph_assignment_info": "1"})
+    try:
+        with _loadable(model, options) as source:
+            named = providers.add(options, provider)
+            session = ort.InferenceSession(source, options, providers=named)
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model on {provider}: {_first_line(error)}") from error
+    taken, left = 0, dict[str, int]()
+    for part in session.get_provider_graph_assignment_info():
+        for node in part.get_nodes():
+            if part.ep_name == provider:
+                taken += 1
+            else:
+                left[node.op_type] = left.get(node.op_type, 0) + 1
+    return taken, left
 
 
 def time_paired(

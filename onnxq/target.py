@@ -74,6 +74,7 @@ class _File(_Strict):
     audited: bool = True
     bias: Literal["int32", "float"] = "int32"
     adds: bool = False
+    opset: int = 17
     source: str = ""
     activation: _Activation
     weight: _Weight
@@ -97,6 +98,7 @@ class Target:
     audited: bool
     float_bias: bool
     adds: bool
+    opset: int
     source: str
     activation_type: QuantType
     activation_types: frozenset[QuantType]  # that its kernels read
@@ -177,6 +179,7 @@ def load(name: str) -> Target:
         audited=data.audited,
         float_bias=data.bias == "float",
         adds=data.adds,
+        opset=data.opset,
         source=data.source,
         activation_type=QuantType(data.activation.type),
         activation_types=_types(data.activation),

@@ -24,7 +24,8 @@ class RaiseOpset(Pass):
 
     Given:   opset 4:  %y = Reshape(%x) {shape=[1, -1]}
     Result:  opset 17: %y = Reshape(%x, [1, -1])                    13 where onnx's converter does not get to 17
-    Refused: the opset is `version` or newer; the converter has no adapter for an op (where it is below 13 then, Q and DQ
+             21 where the target has types or ops of it
+    Refused: the opset is that or newer; the converter has no adapter for an op (where it is below 13 then, Q and DQ
              of com.microsoft are emitted, which need opset 10).
     """
 
@@ -33,7 +34,8 @@ class RaiseOpset(Pass):
 
     def apply(self, model: Model) -> int:
         graph = model.graph
-        for version in (self.version, PER_CHANNEL_OPSET):
+        wanted = max(self.version, model.target.opset)
+        for version in dict.fromkeys((wanted, self.version, PER_CHANNEL_OPSET)):
             if graph.opset >= version:
                 return 0
             try:

@@ -12,6 +12,7 @@ from onnxq.passmanager import Pass
 from onnxq.pattern import Either, Input, Number, Op, Product, match, substitute
 
 GELU_OPSET = 20
+CONTRIB = "com.microsoft"
 X = Input("x")
 
 
@@ -41,7 +42,7 @@ class FuseGelu(Pass):
     Given:   %y = Mul(Mul(%x, Add(Erf(Div(%x, 1.414)), 1)), 0.5), or its factors in another order;
              or x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) likewise
     Result:  opset 20: %y = Gelu(%x) {approximate};  before: com.microsoft.Gelu(%x), or FastGelu for the form of tanh
-    Refused: an inner result has another reader or is a graph output.
+    Refused: an inner result has another reader or is a graph output; before opset 20, the target has ONNX's own ops alone.
 
     Hendrycks and Gimpel, Gaussian Error Linear Units, arXiv 1606.08415.
     """
@@ -57,11 +58,13 @@ class FuseGelu(Pass):
                     continue
                 if not found.is_closed(graph):
                     model.refuse(root, "an inner result has another reader")
+                elif graph.opset < GELU_OPSET and CONTRIB not in model.target.domains:
+                    model.refuse(root, "the target has no operator for it")
                 elif graph.opset >= GELU_OPSET:
                     substitute(graph, found, "Gelu", [found.tensors["x"]], {"approximate": approximate})
                     fused += 1
                 else:
-                    substitute(graph, found, contributed, [found.tensors["x"]], domain="com.microsoft")
+                    substitute(graph, found, contributed, [found.tensors["x"]], domain=CONTRIB)
                     fused += 1
                 break
         if fused:

@@ -163,14 +163,15 @@ def _annotate(model: Model, node: Node) -> None:
 
 
 def _annotate_parameters(model: Model, node: Node) -> None:
-    """Scale and bias of a normalization, as those of a layer are: of the weights' type, and int32."""
+    """Scale and bias of a normalization: of 8 bits, as activations are that have as many, and int32."""
     target = model.target
     for index, base in ((1, "scale"), (2, "bias")):
         if model.specs.get(node.inputs[index].name) is not None:  # another node's, too
             copy = model.graph.constant(f"{node.name}_{base}", np.asarray(node.inputs[index].values))
             model.graph.set_input(node, index, copy)
         model.quantized_inputs.add((node.name, index))
-    model.specs[node.inputs[1].name] = Observed(target.weight_type, PerTensor(), target.weight_symmetric)
+    kind = target.activation_type.of_bits(min(8, target.activation_type.bits))
+    model.specs[node.inputs[1].name] = Observed(kind, PerTensor(), target.activation_symmetric)
     model.specs[node.inputs[2].name] = Derived(node.inputs[0].name, node.inputs[1].name)
 
 
