@@ -434,11 +434,11 @@ def check(
     json_: Json = False,
 ) -> None:
     """Say where a quantized model, whoever made it, does not obey a target. Exit code 1 if it does not."""
-    from onnxq.report import check_parts, to_plain_json
+    from onnxq.report import check_parts, to_json
 
     found = onnxq.check(model, target)
     if json_:
-        typer.echo(to_plain_json({"model": str(model), "target": target, "violations": found}), nl=False)
+        typer.echo(to_json({"model": str(model), "target": target, "violations": found}), nl=False)
     else:
         for part in check_parts(model.name, target, found):
             _console().print(part, highlight=False, markup=False)

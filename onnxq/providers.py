@@ -46,7 +46,7 @@ def available() -> list[str]:
 
 
 def add(options: ort.SessionOptions, provider: str, own: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """Let a session with these options run on a provider, with options of its own; gives what is to be named when it is made.
+    """Let a session with these options run on a provider, with `own` options; gives what is to be named when it is made.
 
     Raises RecipeError where the provider's package is here and cannot be used.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +164,11 @@ def _plain(value: Any) -> Any:
 def _plain_latency(latency: Latency) -> dict[str, Any]:
     percentiles = {"float_p50": latency.float_p50, "quantized_p50": latency.quantized_p50}
     return {**_plain(latency), **percentiles, "verdict": latency.verdict}
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """Any of the result records as JSON, with the schema number."""
+    return json.dumps({"schema": SCHEMA, **_plain(dict(content))}, indent=1) + "\n"
 
 
 def to_plain_json(found: Comparison) -> str:

@@ -83,7 +83,9 @@ class Session:
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             name = f"{model}" if isinstance(model, (str, Path)) else "the model"
             raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
-        if named and provider not in self._session.get_providers():  # onnxruntime takes the CPU instead, and says so in its log only
+        if (
+            named and provider not in self._session.get_providers()
+        ):  # onnxruntime takes the CPU instead, and says so in its log only
             raise RecipeError(
                 f"onnxruntime {ort.__version__} has provider {short_name(provider)} but cannot use it on this machine; "
                 "see that the device, its driver and the libraries that the provider needs are here"
@@ -320,7 +322,7 @@ def on_provider(model: onnx.ModelProto | str | Path, provider: str) -> tuple[int
     options = _options(1, {"session.record_ep_graph_assignment_info": "1"})
     try:
         with _loadable(model, options) as source:
-            named = providers.add(options, provider)
+            named = providers.add(options, provider, {})
             session = ort.InferenceSession(source, options, providers=named)
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model on {provider}: {_first_line(error)}") from error
