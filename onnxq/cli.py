@@ -112,7 +112,8 @@ def quantize(
         int | None, typer.Option("--weight-bits", min=2, max=16, help="Of weights; to 8 in integer kernels. [default: 8]")
     ] = None,
     activation_bits: Annotated[
-        int | None, typer.Option("--activation-bits", min=2, max=16, help="But for 8, simulated in float. [default: 8]")
+        int | None,
+        typer.Option("--activation-bits", min=2, max=16, help="But for 8, or 16 of qnn-htp, simulated. [default: 8]"),
     ] = None,
     exclude: Annotated[
         list[str] | None,

@@ -534,6 +534,7 @@ def _report(
         coverage=audit.coverage(model.ledger, macs),
         float_bytes=prepared.float_bytes,
         quantized_bytes=proto.ByteSize(),
+        audited=model.target.audited,
         ranges_toml=prepared.ranges_toml,
     )
     report.notes += [f"{note[0].upper()}{note[1:]}." for note in calibration.notes]
@@ -650,7 +651,7 @@ def _validate(
             validation.compared(original, report.model, threads, [provider]), samples, data=name, metric=metric,
             provider=provider, progress=progress, total=samples.length,
         )  # fmt: skip
-        if report.accuracy.kernel_effect:
+        if report.accuracy.kernel_effect and provider == prepared.model.target.provider:
             report.notes.append(report.accuracy.kernel_effect)
     if not prepared.model.calibration.probes:
         report.notes.append("Nothing was timed or proved: the model does not run on made-up inputs; give --data.")

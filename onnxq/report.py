@@ -46,6 +46,7 @@ class Report:
     coverage: dict[str, KernelCount]
     float_bytes: int
     quantized_bytes: int
+    audited: bool = True  # whether it is read back from the runtime what is integer, and not by rule
     ranges_toml: str = ""  # of every activation: see ranges.py
     accuracy: Accuracy | None = None
     latency: Latency | None = None
@@ -102,8 +103,8 @@ class Report:
             lines.append(speed_sentence(self.latency))
         integer, other = self._compute_counts("integer", "float")
         lines.append(
-            f"Integer kernels: {integer} of {integer + other} compute nodes ({self.integer_mac_share:.0%} of the counted "
-            "multiply-accumulates)."
+            f"{'Integer kernels' if self.audited else 'Placed in integers'}: {integer} of {integer + other} compute nodes "
+            f"({self.integer_mac_share:.0%} of the counted multiply-accumulates)."
         )
         floats: dict[str, list[str]] = {}
         for entry in self.ledger.values():

@@ -211,7 +211,17 @@ def test_a_report_says_that_the_provider_is_not_here() -> None:
     if runtime.has_provider("TensorrtExecutionProvider"):
         pytest.skip("TensorRT is here")
     assert "Not run on TensorrtExecutionProvider: it is not here; " in " ".join(report.notes)
+    assert report.sentences()[1].startswith("Placed in integers: 2 of 2 compute nodes")
     assert report.accuracy is not None
+
+
+@pytest.mark.parametrize(("here", "notes"), [(True, 1), (False, 0)])
+def test_a_report_says_that_the_kernels_meant_saturate_less_than_those_here(
+    here: bool, notes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "u8s8_saturates", lambda: here)
+    report = onnxq.quantize(block(), feeds(), target="cpu-vnni", validate=False)
+    assert len([n for n in report.notes if n.startswith("The kernels of this machine saturate")]) == notes
 
 
 def test_kernels_of_another_machine_write_the_same_bytes_twice() -> None:
