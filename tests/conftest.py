@@ -21,4 +21,4 @@ def models() -> Path:
 def everything_in_integers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Placements are not timed in tests, whose outcome is not to depend on the machine; `measured` ones do it."""
     if request.node.get_closest_marker("measured") is None:
-        monkeypatch.setattr("onnxq.pipeline.fastest", lambda first, *_, **__: first)
+        monkeypatch.setattr("onnxq.building.fastest", lambda first, *_, **__: first)

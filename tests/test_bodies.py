@@ -82,7 +82,7 @@ def kernels(graph: onnx.GraphProto) -> Iterator[str]:
     ],
 )
 def test_layers_in_bodies_run_in_integers(text: str, integer: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxq.pipeline.LEAST_IN_LOOP", 1)
+    monkeypatch.setattr("onnxq.building.LEAST_IN_LOOP", 1)
     proto = made(text)
     given = feeds(proto)
     report = onnxq.quantize(proto, given, target="cpu", threads=1, validate=False)

@@ -1,0 +1,180 @@
+"""Preparation: a model loaded, taken back to floats and rewritten, with samples that fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq import passes as p
+from onnxq import proof, runtime
+from onnxq.calibration import Calibration, hash_of_feed
+from onnxq.collection import Collecting
+from onnxq.data import Samples, fed_back, open_samples
+from onnxq.errors import CalibrationError, DataError, ModelError, RecipeError, nearest
+from onnxq.graph import Constant, Graph
+from onnxq.images import ImageOptions
+from onnxq.model import Model, verify
+from onnxq.passmanager import Pass, PassManager, PassRecord
+from onnxq.recipe import Recipe
+from onnxq.runtime import Session, TensorInfo
+from onnxq.source import Source
+from onnxq.stages import FLOAT, RECOVER
+from onnxq.store import hash_of_model, size_of
+from onnxq.target import load as load_target
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass
+class Prepared:
+    """A model after the float stages, with all that the rest of the run needs."""
+
+    source: Source
+    source_hash: str
+    model: Model
+    manager: PassManager
+    records: list[PassRecord]
+    inputs: list[TensorInfo]
+    provider: str
+    float_bytes: int
+    session: Session | None  # of the model as it was loaded, where states are fed back
+    ranges_toml: str = ""
+    unplaced: frozenset[str] = frozenset()  # what the audit found in float
+    note: str = ""  # on how the placement was chosen
+
+
+def prepare(
+    source: Source,
+    data: Any,
+    recipe: Recipe,
+    *,
+    calibration: str | Path | Calibration | None = None,
+    max_samples: int | None = None,
+    images: ImageOptions | None = None,
+    threads: int = 0,
+    provider: str | None = None,
+    dump_dir: str | Path | None = None,
+    collecting: Collecting | None = None,
+    feedback: Mapping[str, str] | None = None,
+    recalibrate: bool = False,
+    progress: Progress | None = None,
+) -> Prepared:
+    chosen = load_target(recipe.target).of_bits(recipe.weight_bits, recipe.activation_bits)
+    device = runtime.check_provider(provider or (chosen.provider if runtime.has_provider(chosen.provider) else runtime.CPU))
+    if data is None and calibration is None and recipe.mode == "static":
+        raise DataError(
+            "there is no calibration data: activations need samples to choose their ranges; give --data FOLDER, or "
+            "--mode dynamic"
+        )
+    collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
+    collected = None if collected is None else collected.copy()
+    graph = Graph.from_proto(source.proto, source.folder, source.store)
+    given = graph.to_stored_proto()
+    digest, size = hash_of_model(given), size_of(given)
+    if collected is not None and collected.source_hash != digest:
+        raise CalibrationError(
+            "the calibration file was made from another model (their contents differ); run onnxq calibrate on this one"
+        )
+    if collected is not None and not collected.probes:
+        raise CalibrationError("the calibration holds no probe feeds; collect it again with onnxq calibrate")
+    how = replace(collecting or Collecting(), threads=threads, progress=progress, source_hash=digest)
+    model = Model(graph, chosen, calibration=collected, collecting=how, threads=threads, progress=progress)
+    probes: list[dict[str, np.ndarray]] = []
+    manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
+    recovered = manager.run(model, passes_of(RECOVER, recipe))  # before onnxruntime sees it: it cannot load all that comes
+    if recalibrate:
+        tensors = graph.tensors()
+        model.trained = {n: q for n, q in model.trained.items() if isinstance(tensors.get(n), Constant)}
+    original = graph.to_stored_proto()
+    session = Session(original, threads=threads)
+    inputs = runtime.with_unknown_ranks(session.inputs, original)
+    samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
+    if samples is not None and feedback:
+        samples = fed_back(samples, session, feedback, inputs)
+    stream = session if feedback else None
+    if recipe.mode == "dynamic":
+        model.calibration = _for_probes(samples, session, inputs)
+    del session  # its copy of the weights would stay through the float passes
+    model.samples = samples
+    probes += _probes(samples, model.calibration)
+    model, records = manager.run_exact(model, passes_of(FLOAT, recipe))
+    records = recovered + records
+    if collected is not None and collected.graph_hash != hash_of_model(model.graph.to_stored_proto()):
+        raise CalibrationError(
+            "the calibration was made with other float passes, another opset or another onnxq; collect it again with: "
+            "onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
+        )
+    model.reference = model.graph.copy()
+    model.excluded = _excluded(model.graph, recipe.exclude)
+    return Prepared(source, digest, model, manager, records, inputs, device, size, stream)
+
+
+def passes_of(kinds: Sequence[type[Pass]], recipe: Recipe) -> list[Pass]:
+    """The passes with the recipe's options; those that it leaves out are left out."""
+    made = []
+    for kind in kinds:
+        options = recipe.options(kind.name)
+        if options is None:
+            continue
+        if kind is p.ChooseRanges:
+            overrides = tuple((o.match, o.observer) for o in recipe.override)
+            options = {"observer": recipe.observer, "overrides": overrides, **options}
+        made.append(kind.with_options(options))
+    return made
+
+
+def _probes(samples: Samples | None, calibration: Calibration | None) -> list[dict[str, np.ndarray]]:
+    if samples is not None:
+        found = []
+        for sample in samples:
+            found.append(sample.feed)
+            if len(found) == 2:
+                break
+        return found
+    return [] if calibration is None else calibration.probes[:2]
+
+
+def _for_probes(samples: Samples | None, session: Session, inputs: Sequence[TensorInfo]) -> Calibration:
+    """No statistics, but feeds to prove and to time with: the first samples, or made-up ones that the model takes."""
+    found = Calibration()
+    for k, sample in enumerate([] if samples is None else islice(samples, 4)):
+        found.keep_feed(k, sample.feed, hash_of_feed(sample.feed), 0.0)
+    rng = np.random.default_rng(0)
+    for size, filler in ((1, 0), (1, 1), (16, 1)) if samples is None else ():
+        feed = {}
+        for info in inputs:
+            if info.dtype is None or info.dtype.kind not in "fiub" or info.shape is None:
+                return found
+            shape = [size if d is None else d for d in info.shape]
+            made = rng.standard_normal(shape) if info.dtype.kind == "f" else np.full(shape, filler)
+            feed[info.name] = made.astype(info.dtype)
+        try:
+            session.run(feed)
+        except ModelError:
+            continue
+        found.keep_feed(0, feed, hash_of_feed(feed), 0.0)
+        break
+    return found
+
+
+def _excluded(graph: Graph, patterns: Sequence[str]) -> frozenset[str]:
+    """The nodes that match a pattern by name, op type or output. A pattern that matches nothing is an error."""
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {
+            n.name
+            for n in graph.nodes
+            if fnmatchcase(n.name, pattern) or n.op == pattern or any(fnmatchcase(t.name, pattern) for t in n.outputs)
+        }
+        if not matched:
+            close = nearest(pattern, {n.op for n in graph.nodes} | {n.name for n in graph.nodes})
+            hint = close if close.startswith("did") else f"its op types: {', '.join(sorted({n.op for n in graph.nodes}))}"
+            raise RecipeError(f"exclude pattern {pattern} matches no node name, op type or output of the model; {hint}")
+        found |= matched
+    return frozenset(found)
