@@ -16,7 +16,7 @@ from onnx import helper
 from onnxq import runtime
 from onnxq.data import Sample, Samples, open_samples
 from onnxq.errors import ModelError
-from onnxq.graph import Constant, Graph, Node, Variable
+from onnxq.graph import Constant, Graph, Node, Tensor, Variable
 from onnxq.runtime import Session
 
 LAYERS = ("Conv", "MatMul", "Gemm")
@@ -31,6 +31,7 @@ class Body:
     node: Node
     key: str
     proto: onnx.ModelProto
+    inputs: tuple[Tensor, ...]  # its own
     formal: tuple[str, ...]
     captured: tuple[str, ...]
 
@@ -46,7 +47,7 @@ def bodies_with_layers(graph: Graph, least: int) -> Iterator[Body]:
                 continue
             formal = tuple(t.name for t in part.inputs)
             proto, captured = graph.body_model(node, key)
-            yield Body(node, key, proto, formal, captured)
+            yield Body(node, key, proto, tuple(part.inputs), formal, captured)
 
 
 def samples_of(body: Body, graph: Graph, samples: Iterable[Sample], threads: int) -> Samples | None:
@@ -96,7 +97,8 @@ def _steps(body: Body, given: list[Any], captured: Feed, inside: Any) -> Iterato
         for step in range(count):
             if not going:
                 return
-            own = [np.asarray(step, np.int64), np.asarray(going), *carried]
+            shapes = [[1] * len(t.shape or ()) for t in body.inputs[:2]]  # some declare them as of one element
+            own = [np.full(shapes[0], step, np.int64), np.full(shapes[1], going), *carried]
             feed = {**captured, **dict(zip(body.formal, own, strict=True))}
             yield feed
             results = list(inside(feed).run(feed).values())

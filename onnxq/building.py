@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from onnxq import audit
 from onnxq import passes as p
 from onnxq.bodies import bodies_with_layers, samples_of
+from onnxq.collection import Collecting
 from onnxq.data import Sample
+from onnxq.errors import ModelError, OnnxqError
 from onnxq.fastest import Built, fastest
 from onnxq.graph import Variable
 from onnxq.model import Model, Observed, State
 from onnxq.passmanager import PassRecord
-from onnxq.preparation import Prepared, passes_of, prepare
+from onnxq.preparation import Prepared, counted, passes_of, prepare
 from onnxq.ranges import to_toml
 from onnxq.recipe import Recipe
 from onnxq.source import Source
@@ -44,7 +47,7 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
     start, equalized = equalize(prepared, recipe) if static else (prepared.model, [])
     make = _build if static else _build_dynamic
 
-    def build(slower: frozenset[str], at_run_time: bool) -> Built:
+    def variant(slower: frozenset[str], at_run_time: bool) -> Built:
         other = start.fork()
         other.slower, other.at_run_time = slower, at_run_time
         return make(prepared, other, recipe)
@@ -57,7 +60,10 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
     best = make(prepared, start, recipe)
     probes = start.calibration.probes if start.calibration is not None else []
     if start.target.measured and recipe.objective == "latency" and not start.target.simulated and probes:
-        best = fastest(best, build, plain, probes[0], threads=start.threads or 1)
+        try:
+            best = fastest(best, variant, plain, probes[0], threads=start.threads or 1)
+        except (ModelError, OSError, ValueError) as error:
+            best = replace(best, note=f"Placements were not timed, so all is integer that can be: {error}.")
     model, prepared.unplaced, prepared.note, prepared.ranges_toml = best.model, best.unplaced, best.note, best.ranges_toml
     _quantize_bodies(prepared, recipe, model)
     _stamp(model, recipe, prepared)
@@ -91,20 +97,36 @@ def _quantize_bodies(prepared: Prepared, recipe: Recipe, model: Model) -> None:
     reference, calibration = model.reference, model.calibration
     assert reference is not None
     assert calibration is not None
-    samples: Iterable[Sample] = model.samples or [Sample(f, None, f"kept feed {k}") for k, f in calibration.kept.items()]
-    own = recipe.model_copy(update={"exclude": (), "override": (), "passes": {**recipe.passes, "raise-opset": False}})
+    samples: Iterable[Sample] = counted(prepared, model) or [
+        Sample(feed, None, f"kept feed {k}") for k, feed in enumerate(calibration.kept.values())
+    ]
+    how = Collecting(on_nonfinite=model.collecting.on_nonfinite, memory_limit=model.collecting.memory_limit)
+    own = recipe.model_copy(update={"override": (), "passes": {**recipe.passes, "raise-opset": False}})
     nodes = {n.name: n for n in model.graph.nodes}
     for body in bodies_with_layers(reference, 1 if model.target.measured else LEAST_IN_LOOP):
         if body.node.name in model.excluded or not all(name in model.graph.tensors() for name in body.captured):
             continue
-        inside = None if recipe.mode == "dynamic" else samples_of(body, reference, samples, model.threads)
-        if inside is None and recipe.mode != "dynamic":
-            continue  # nothing is known of what goes in
-        part = prepare(Source(body.proto, None, None), inside, own, threads=model.threads, progress=model.progress)
-        done, _ = build(part, own)
+        try:
+            inside = None if recipe.mode == "dynamic" else samples_of(body, reference, samples, model.threads)
+            if inside is None and recipe.mode != "dynamic":
+                continue  # nothing is known of what goes in
+            part = prepare(
+                Source(body.proto, None, None), inside, own, threads=model.threads, collecting=how, is_body=True,
+                progress=model.progress,
+            )  # fmt: skip
+            done, _ = build(part, own)
+        except OnnxqError as error:  # it runs in its place all the same
+            prepared.notes.append(f"The {body.key} of {body.node.name} stays in float: {error}.")
+            continue
         if any(e.state is not State.FLOAT for e in done.ledger.values()):
             model.graph.set_body(nodes[body.node.name], body.key, done.graph.to_proto())
             model.ledger.update(done.ledger)
+            prepared.notes += part.notes
+            if model.samples is None and recipe.mode == "static":
+                kept = len(calibration.kept)
+                prepared.notes.append(
+                    f"The {body.key} of {body.node.name} was calibrated on the {kept} feeds that are kept."
+                )
     model.graph.cleanup()
     prepared.manager.run(model, passes_of([p.InsertWeightOnly], recipe))  # of what a body has in float all the same
 

@@ -8,6 +8,7 @@ captured initializers survive the round trip; copies share arrays; external data
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +36,7 @@ from onnxq.store import WeightStore, stored
 gs: Any = import_module("onnx_graphsurgeon")  # it has no types; ours are given to its classes below
 LazyValues: Any = import_module("onnx_graphsurgeon.ir.tensor").LazyValues
 
+SHARED = 1024  # bytes of a constant that several bodies are to have once
 ONNX_DOMAINS = ("", "ai.onnx", None)
 
 
@@ -156,6 +158,7 @@ class Graph:
         self._sidecar = sidecar  # what graphsurgeon drops: metadata, doc strings, model version, overridable inputs
         self._body_initializers = body_initializers
         self._store = store
+        self._shared: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}  # constants that bodies have, by content
         self._taken: set[str] = set()
         self._has_bodies = any(n.bodies for n in self.nodes)
 
@@ -355,7 +358,21 @@ class Graph:
             _adopt(part, self._store, in_body=True)
         node.attrs[key] = body
         nested = [graph, *bodies(graph)]
-        self._body_initializers = self._body_initializers | {t.name for part in nested for t in part.initializer}
+        owned = {t.name for part in nested for t in part.initializer}
+        self._body_initializers = self._body_initializers | (owned - self._share(body))
+
+    def _share(self, body: Any) -> set[str]:
+        """Let the larger constants of a body be of the main scope, one for all bodies that have it; returns their names."""
+        moved: set[str] = set()
+        for inner in [n for part in _with_nested(body) for n in part.nodes]:
+            for index, tensor in enumerate(inner.inputs):
+                if not isinstance(tensor, Constant) or tensor.nbytes < SHARED or isinstance(tensor.dtype, int):
+                    continue
+                values = np.ascontiguousarray(tensor.values)
+                content = (values.dtype.str, values.shape, hashlib.sha256(values.data).digest())
+                moved.add(tensor.name)
+                self.set_input(inner, index, self._shared.setdefault(content, tensor))
+        return moved
 
     # ---- reading
 

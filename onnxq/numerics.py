@@ -167,9 +167,9 @@ def quantize(x: Array, params: QuantParams) -> Array:
     """Integer codes of `x` (float32), rounded half to even and saturated. Same shape, dtype of `params.type`."""
     scale = broadcast(params.scale, params.granularity, x.shape)
     zero = broadcast(params.zero_point, params.granularity, x.shape).astype(np.float32)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # of infinities, and of NaN, for which no code stands
         codes = np.rint(np.clip(x / scale, params.type.qmin - zero, params.type.qmax - zero))
-    return (codes + zero).astype(params.type.dtype)
+        return (codes + zero).astype(params.type.dtype)
 
 
 def dequantize(codes: Array, params: QuantParams) -> Array:

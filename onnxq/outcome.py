@@ -88,6 +88,7 @@ def report_on(
             f"The runtime did not fuse {len(unfused)} nodes; they were left in float, the first {unfused[0]}."
         )
     report.notes += [prepared.note] if prepared.note else []
+    report.notes += prepared.notes
     report.notes += _notes_on_target(model, prepared.provider) + _notes_on_provider(proto, prepared.provider)
     if not prepared.note and not model.target.simulated and all(e.state is State.FLOAT for e in model.ledger.values()):
         report.notes.append("Nothing could be quantized; the result is the float model after its float rewrites.")
@@ -187,9 +188,3 @@ def compare(
         if provider == runtime.CPU:
             raise
         report.notes.append(f"Nothing was timed: {provider} does not take both models: {error}.")
-
-
-def counted(prepared: Prepared, model: Model) -> Samples | None:
-    """The calibration samples but for those that were left out."""
-    samples, skipped = prepared.model.samples, model.calibration.skipped if model.calibration else {}
-    return samples.without(skipped) if samples is not None and skipped else samples

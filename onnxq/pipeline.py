@@ -18,8 +18,8 @@ from onnxq.data import fed_back, load_function, open_samples
 from onnxq.errors import RecipeError, nearest
 from onnxq.files import check_writable
 from onnxq.images import ImageOptions
-from onnxq.outcome import compare, counted, report_on
-from onnxq.preparation import passes_of, prepare
+from onnxq.outcome import compare, report_on
+from onnxq.preparation import counted, passes_of, prepare
 from onnxq.ranges import load as load_ranges
 from onnxq.recipe import Recipe
 from onnxq.recipe import load as load_recipe

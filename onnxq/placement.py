@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from onnxq.costs import Prices
 from onnxq.graph import Graph, Node, Variable, is_float32
 
-UNITS = 1000  # flow units to a microsecond: the solver takes whole numbers
+TOTAL = 1 << 28  # flow units for all costs together: the solver takes whole numbers of 32 bits
 NEVER = 1 << 30
 INTEGER, FLOAT = 0, 1  # the two ends of the cut
 
@@ -59,13 +59,13 @@ def cheapest(
         if maker != FLOAT:  # the maker in integers and some reader in float
             add(maker, count, prices.crossing(shape, into_integers=False))
             for reader in readers:
-                add(count, reader, NEVER)
+                add(count, reader, np.inf)
             count += 1
         inside = readers - {FLOAT}
         if inside:  # some reader in integers and the maker in float
             add(count, maker, prices.crossing(shape, into_integers=True))
             for reader in inside:
-                add(reader, count, NEVER)
+                add(reader, count, np.inf)
             count += 1
     kept = _source_side(edges, count)
     return {n.name for n in graph.nodes if n.name in planned and place[atoms[n.name]] in kept}
@@ -74,7 +74,9 @@ def cheapest(
 def _source_side(edges: Mapping[tuple[int, int], float], count: int) -> set[int]:
     """The nodes on the INTEGER side of a minimum cut."""
     starts, ends = np.array(list(edges)).T if edges else (np.empty(0, int), np.empty(0, int))
-    capacity = np.minimum(np.rint(np.array(list(edges.values())) * UNITS), NEVER).astype(np.int32)
+    costs = np.array(list(edges.values()))
+    unit = max(costs[np.isfinite(costs)].sum(), 1e-9) / TOTAL
+    capacity = np.where(np.isfinite(costs), np.rint(costs / unit), NEVER).astype(np.int32)
     network = csr_matrix((capacity, (starts, ends)), shape=(count, count))
     left = network - maximum_flow(network, INTEGER, FLOAT).flow
     left.data = (left.data > 0).astype(np.int32)

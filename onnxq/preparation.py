@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -47,6 +47,7 @@ class Prepared:
     ranges_toml: str = ""
     unplaced: frozenset[str] = frozenset()  # what the audit found in float
     note: str = ""  # on how the placement was chosen
+    notes: list[str] = field(default_factory=list)  # on bodies
 
 
 def prepare(
@@ -63,6 +64,7 @@ def prepare(
     collecting: Collecting | None = None,
     feedback: Mapping[str, str] | None = None,
     recalibrate: bool = False,
+    is_body: bool = False,
     progress: Progress | None = None,
 ) -> Prepared:
     chosen = load_target(recipe.target).of_bits(recipe.weight_bits, recipe.activation_bits)
@@ -111,7 +113,7 @@ def prepare(
             "onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
         )
     model.reference = model.graph.copy()
-    model.excluded = _excluded(model.graph, recipe.exclude)
+    model.excluded = _excluded(model.graph, recipe.exclude, is_body=is_body)
     return Prepared(source, digest, model, manager, records, inputs, device, size, stream)
 
 
@@ -163,18 +165,30 @@ def _for_probes(samples: Samples | None, session: Session, inputs: Sequence[Tens
     return found
 
 
-def _excluded(graph: Graph, patterns: Sequence[str]) -> frozenset[str]:
-    """The nodes that match a pattern by name, op type or output. A pattern that matches nothing is an error."""
+def _excluded(graph: Graph, patterns: Sequence[str], *, is_body: bool) -> frozenset[str]:
+    """The nodes, in bodies too, that match a pattern by name, op type or output, with all that is inside them.
+
+    A pattern that matches nothing is an error; of a body by itself it is none, as the rest of the model may match.
+    """
     found: set[str] = set()
+    nodes = [n for scope in graph.scopes() for n in scope.nodes]
     for pattern in patterns:
         matched = {
             n.name
-            for n in graph.nodes
+            for n in nodes
             if fnmatchcase(n.name, pattern) or n.op == pattern or any(fnmatchcase(t.name, pattern) for t in n.outputs)
         }
-        if not matched:
-            close = nearest(pattern, {n.op for n in graph.nodes} | {n.name for n in graph.nodes})
-            hint = close if close.startswith("did") else f"its op types: {', '.join(sorted({n.op for n in graph.nodes}))}"
+        inside = {view for n in nodes if n.name in matched for _, part in graph.bodies_of(n) for view in part.scopes()}
+        matched |= {n.name for view in inside for n in view.nodes}
+        if not matched and not is_body:
+            close = nearest(pattern, {n.op for n in nodes} | {n.name for n in nodes})
+            hint = close if close.startswith("did") else f"its op types: {', '.join(sorted({n.op for n in nodes}))}"
             raise RecipeError(f"exclude pattern {pattern} matches no node name, op type or output of the model; {hint}")
         found |= matched
     return frozenset(found)
+
+
+def counted(prepared: Prepared, model: Model) -> Samples | None:
+    """The calibration samples but for those that were left out."""
+    samples, skipped = prepared.model.samples, model.calibration.skipped if model.calibration else {}
+    return samples.without(skipped) if samples is not None and skipped else samples

@@ -75,11 +75,17 @@ def with_external_data(proto: onnx.ModelProto, folder: Path | None) -> onnx.Mode
 
 def load_external(proto: onnx.ModelProto, folder: Path | None) -> None:
     """Read all external data from `folder` into the proto. Raises ModelError where it cannot be read."""
+    for tensor in list(external_tensors(proto)):
+        _load_external(tensor, folder)
+
+
+def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The tensors whose data is in another file: initializers and attributes, in bodies too."""
     for graph in [proto.graph, *bodies(proto.graph)]:
         attributes = (a.t for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.TENSOR)
         for tensor in [*graph.initializer, *attributes]:
             if uses_external_data(tensor):
-                _load_external(tensor, folder)
+                yield tensor
 
 
 def _load_external(tensor: onnx.TensorProto, folder: Path | None) -> None:

@@ -383,13 +383,19 @@ def kernel_times(models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int,
             options = _options(threads, {})
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / str(k))
-            with _loadable(model, options) as source:
-                sessions.append(ort.InferenceSession(source, options, providers=[CPU]))
+            try:
+                with _loadable(model, options) as source:
+                    sessions.append(ort.InferenceSession(source, options, providers=[CPU]))
+            except Exception as error:
+                raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
         feeds = [{i.name: feed[i.name] for i in s.get_inputs()} for s in sessions]
         start, rounds = time.perf_counter(), 0
         while rounds < MOST_ROUNDS and (rounds < 3 or time.perf_counter() - start < seconds):
             for session, given in zip(sessions, feeds, strict=True):
-                session.run(None, given)
+                try:
+                    session.run(None, given)
+                except Exception as error:
+                    raise ModelError(f"onnxruntime cannot run the model on a sample: {_first_line(error)}") from error
             rounds += 1
         return [_kernels(Path(s.end_profiling())) for s in sessions]
 

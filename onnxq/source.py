@@ -11,12 +11,12 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, Message
-from onnx.external_data_helper import set_external_data, uses_external_data
+from onnx.external_data_helper import set_external_data
 
 from onnxq.errors import ModelError, OutputError
 from onnxq.files import write_whole
 from onnxq.precision import is_half, widen
-from onnxq.proto import folder_of, with_external_data
+from onnxq.proto import external_tensors, folder_of, with_external_data
 from onnxq.store import WeightStore, size_of, stored
 
 LARGEST_FILE = 1_800_000_000  # bytes: protobuf refuses messages of 2 GB
@@ -66,7 +66,7 @@ class Source:
         """The files that hold its external data."""
         if self.folder is None:
             return []
-        places = {e.value for t in self.proto.graph.initializer for e in t.external_data if e.key == "location"}
+        places = {e.value for t in external_tensors(self.proto) for e in t.external_data if e.key == "location"}
         return [] if folder_of(self.proto) is not None else [self.folder / p for p in sorted(places)]
 
 
@@ -88,7 +88,7 @@ def load_any(model: str | Path | bytes | onnx.ModelProto) -> Source:
 
 def _stored(proto: onnx.ModelProto, path: Path | None) -> Source:
     folder, store = None if path is None else path.parent, WeightStore()
-    if not any(uses_external_data(t) for t in proto.graph.initializer):  # external data is not in memory anyway
+    if next(external_tensors(proto), None) is None:  # external data is not in memory anyway
         proto = stored(proto, None, store)
     return Source(proto, folder, path, store)
 

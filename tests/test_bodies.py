@@ -134,3 +134,70 @@ def test_a_body_is_fed_with_what_it_really_gets(text: str) -> None:
         assert [s.where for s in steps] == [f"the sample, step {k} of {body.node.name}" for k in range(4)]
         np.testing.assert_array_equal(steps[0].feed["xt"], feed["x"][-1])
         np.testing.assert_allclose(last["o"], expected["y"][3], rtol=1e-5, atol=1e-5)
+
+
+ONES = """net (float[4, 16] x) => (float[4, 16] y) <float[16, 16] w, int64[1] m = {3}, bool[1] go = {1}> {
+  y = Loop <body = step (int64[1] i, bool[1] cin, float[4, 16] p) => (bool[1] cout, float[4, 16] q) {
+    cout = Identity (cin)  [l1] a = MatMul (p, w)  q = Tanh (a) }> (m, go, x) }"""
+GROWING = """net (float[1, 16] x) => (float[A, 16] y) <float[16, 16] w, int64 m = {3}, bool go = {1}> {
+  y = Loop <body = step (int64 i, bool cin, float[1, 16] p) => (bool cout, float[B, 16] q) {
+    cout = Identity (cin)  [l1] a = MatMul (p, w)  q = Concat <axis = 0> (p, a) }> (m, go, x) }"""
+
+
+@pytest.mark.parametrize("text", [ONES, GROWING])
+def test_a_loop_that_is_declared_loosely_goes_through(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxq.building.LEAST_IN_LOOP", 1)
+    proto = made(text)
+    given = feeds(proto)
+    report = onnxq.quantize(proto, given, target="cpu", threads=1, validate=False)
+    stays = [note for note in report.notes if "stays in float" in note]
+    assert report.ledger["l1"].is_integer != bool(stays)
+    for name, expected in evaluate(proto, given[0]).items():
+        found = Session(report.model, threads=1).run(given[0])[name]
+        assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("policy", ["skip", "ignore"])
+def test_what_is_done_with_nan_is_done_in_bodies(policy: str) -> None:
+    proto = made(BRANCHES)
+    given = feeds(proto)
+    given[3]["x"][0, 0] = np.nan
+    report = onnxq.quantize(proto, given, target="cpu", threads=1, on_nonfinite=policy, validate=False)  # type: ignore[arg-type]
+    assert {report.ledger[n].state for n in ("t1", "t2", "e1")} == {State.INTEGER}
+
+
+def test_a_weight_of_many_bodies_is_stored_once_for_each_way_in_which_it_is_rounded() -> None:
+    sums = "  ".join(
+        f"""y{k} = If (c) <then_branch = t{k} () => (float[N, 64] a{k}) {{ a{k} = MatMul (x, w) }},
+            else_branch = e{k} () => (float[N, 64] b{k}) {{ v{k} = MatMul (x, w)  b{k} = Neg (v{k}) }}>"""
+        for k in range(4)
+    )
+    text = f"net (float[N, 64] x, bool c) => (float[N, 64] y) <float[64, 64] w> {{ {sums}  y = Sum (y0, y1, y2, y3) }}"
+    proto = made(text)
+    report = onnxq.quantize(proto, feeds(proto), target="cpu", threads=1, validate=False)
+    assert [e.state for e in report.ledger.values()].count(State.INTEGER) == 8
+    assert len([t for t in report.model.graph.initializer if len(t.raw_data) >= 4096]) <= 2
+    assert not [n for n in kernels(runtime.optimized(report.model).graph) if n == "MatMul"]
+
+
+@pytest.mark.parametrize("pattern, floats", [("t1", {"t1"}), ("If", {"t1", "t2", "e1"}), ("MatMul", {"t1", "t2", "e1"})])
+def test_what_is_excluded_in_a_body_stays_as_it_is(pattern: str, floats: set[str]) -> None:
+    proto = made(BRANCHES.replace("16", "96").replace("12", "64"))
+    report = onnxq.quantize(proto, feeds(proto), target="cpu", threads=1, exclude=pattern, validate=False)
+    assert {n for n, e in report.ledger.items() if e.op == "MatMul" and e.state is State.FLOAT} == floats
+
+
+def test_external_data_of_a_body_is_found(tmp_path: Any) -> None:
+    proto = made(BRANCHES)
+    weight = onnx.numpy_helper.from_array(rng.standard_normal((16, 8)).astype(np.float32), "inner")
+    branch = next(a.g for n in proto.graph.node for a in n.attribute if a.name == "else_branch")
+    branch.initializer.append(weight)
+    next(n for n in branch.node if n.op_type == "MatMul").input[1] = "inner"
+    external = branch.initializer[0]
+    (tmp_path / "w.bin").write_bytes(weight.raw_data)
+    external.ClearField("raw_data")
+    external.data_location = onnx.TensorProto.EXTERNAL
+    external.external_data.add(key="location", value="w.bin")
+    onnx.save(proto, tmp_path / "m.onnx")
+    report = onnxq.quantize(tmp_path / "m.onnx", feeds(proto), target="cpu", threads=1, validate=False)
+    assert report.ledger["e1"].state is State.INTEGER

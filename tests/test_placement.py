@@ -176,3 +176,25 @@ def test_with_real_times_a_model_computes_what_it_did(models: Path) -> None:
     assert report.accuracy is not None
     assert report.accuracy.real.outputs["logits"].sqnr > 20
     assert all(e.reason is not None for e in report.ledger.values() if e.state is State.FLOAT)
+
+
+def test_times_of_seconds_are_compared_as_those_of_microseconds() -> None:
+    graph = dag([[0], [1], [2]])
+    shapes = {f"t{k}": (1,) for k in range(4)}
+    names = {"n0", "n1", "n2"}
+    for micros in (1.0, 1e3, 1e7):
+        integer, floats = dict.fromkeys(names, 10 * micros), dict.fromkeys(names, 20 * micros)
+        assert cheapest(graph, names, integer, floats, shapes, PRICES, ABSORBED) == names
+        assert not cheapest(graph, names, floats, integer, shapes, PRICES, ABSORBED)
+
+
+def test_a_profile_that_cannot_be_read_leaves_what_is_there(
+    shipped: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(path: Path) -> list[Kernel]:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(runtime, "_kernels", unreadable)
+    report = onnxq.quantize(*shipped, max_samples=8, validate=False)
+    assert report.integer_share == 1
+    assert any("were not timed" in note for note in report.notes)
