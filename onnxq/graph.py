@@ -29,6 +29,7 @@ from onnxq.proto import (
     rename,
     restore_interface,
     say_folder,
+    type_attributes,
     with_external_data,
 )
 from onnxq.store import WeightStore, stored
@@ -54,6 +55,7 @@ class Node(gs.Node):
     doc: str = ""
     metadata: dict[str, str] = {}
     in_body: bool = False  # inside an If, Loop or Scan
+    types: tuple[onnx.AttributeProto, ...] = ()  # attributes that hold a type, which graphsurgeon drops
 
     @property
     def bodies(self) -> list[Any]:
@@ -180,6 +182,11 @@ class Graph:
         proto = inline_functions(stored(proto, folder, store))
         say_folder(proto, None)
         names = make_names_unique(proto)
+        typed = type_attributes(proto)
+        for part in [proto.graph, *bodies(proto.graph)]:  # graphsurgeon cannot write what it reads of an Optional
+            for info in [*part.value_info, *part.input, *part.output]:
+                if info.type.HasField("optional_type") and part is not proto.graph:
+                    info.ClearField("type")
         try:
             surgeon = gs.import_onnx(proto)
         except Exception as error:  # graphsurgeon has no errors of its own: whatever broke, the model is not one it knows
@@ -189,6 +196,9 @@ class Graph:
         _adopt(surgeon, store, in_body=False)
         for part in surgeon.subgraphs(recursive=True):
             _adopt(part, store, in_body=True)
+        for part in [surgeon, *surgeon.subgraphs(recursive=True)] if typed else []:
+            for node in part.nodes:
+                node.types = tuple(typed.get(node.name, ()))
         for node, original in zip(surgeon.nodes, proto.graph.node, strict=True):
             node.doc = original.doc_string
             node.metadata = {p.key: p.value for p in original.metadata_props}
@@ -222,6 +232,9 @@ class Graph:
             exported.doc_string = node.doc
             for key, text in node.metadata.items():
                 exported.metadata_props.add(key=key, value=text)
+        typed = {n.name: n.types for part in [self._surgeon, *self._surgeon.subgraphs(recursive=True)] for n in part.nodes}
+        for exported in [n for g in [proto.graph, *bodies(proto.graph)] for n in g.node]:
+            exported.attribute.extend(typed.get(exported.name, ()))
         restore_interface(proto, side)
         self._hoist_captured(proto)
         return proto
@@ -629,6 +642,8 @@ def _adopt_tensor(tensor: Any, store: WeightStore) -> None:
             tensor._values, tensor.data_location = store.find(lazy.tensor), None
     elif type(tensor) is gs.Variable:
         tensor.__class__ = Variable
+        if getattr(tensor, "type", "") == "optional_type":
+            tensor.type, tensor.dtype, tensor.shape = "tensor_type", None, None
 
 
 def _copy(part: Any, seen: dict[int, Any]) -> Any:
@@ -648,7 +663,7 @@ def _copy(part: Any, seen: dict[int, Any]) -> Any:
         node = Node(old.op, old.name, attrs, domain=old.domain)
         node.inputs.extend(inputs)
         node.outputs.extend(outputs)
-        node.doc, node.metadata, node.in_body = old.doc, old.metadata, old.in_body
+        node.doc, node.metadata, node.in_body, node.types = old.doc, old.metadata, old.in_body, old.types
         nodes.append(node)
     twin = gs.Graph(
         nodes=nodes,

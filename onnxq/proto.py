@@ -29,20 +29,18 @@ def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def refuse_types(proto: onnx.ModelProto) -> None:
-    """Raise UnsupportedModelError for sequences that come in, and for optional types anywhere."""
+    """Raise UnsupportedModelError for sequences and optional values that come in."""
     for info in proto.graph.input:
-        if info.type.HasField("sequence_type"):
-            raise UnsupportedModelError(f"input {info.name} takes a sequence of tensors, which samples do not hold")
+        for kind, name in (("sequence_type", "a sequence of tensors"), ("optional_type", "an Optional")):
+            if info.type.HasField(kind):
+                raise UnsupportedModelError(f"input {info.name} takes {name}, which samples do not hold")
+
+
+def type_attributes(proto: onnx.ModelProto) -> dict[str, list[onnx.AttributeProto]]:
+    """The attributes that hold a type, by the name of their node: of Optional, which graphsurgeon does not know."""
     kinds = (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS)
-    for graph in [proto.graph, *bodies(proto.graph)]:
-        for info in [*graph.input, *graph.output, *graph.value_info]:
-            if info.type.HasField("optional_type"):
-                raise UnsupportedModelError(f"tensor {info.name} is of a type that is not handled (Optional)")
-        for node in graph.node:
-            if any(a.type in kinds for a in node.attribute):
-                raise UnsupportedModelError(
-                    f"node {node.name or node.op_type} has an attribute that holds a type (Optional)"
-                )
+    nodes = [n for g in [proto.graph, *bodies(proto.graph)] for n in g.node]
+    return {n.name: [a for a in n.attribute if a.type in kinds] for n in nodes if any(a.type in kinds for a in n.attribute)}
 
 
 def inline_functions(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ from onnxq.errors import OnnxqError, UnsupportedModelError
 from onnxq.runtime import Session
 
 PARTS = 12  # the default suite takes the first of them
-REFUSED = "Optional|sequence of tensors|bfloat16"  # the only words with which a model may be refused
+REFUSED = "takes an Optional|sequence of tensors|bfloat16"  # the only words with which a model may be refused
 
 
 @lru_cache(maxsize=1)

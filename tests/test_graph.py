@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxq
-from onnxq.errors import ModelError, UnsupportedModelError
+from onnxq.errors import ModelError
 from onnxq.graph import Constant, Graph, lazily
 from onnxq.runtime import evaluate
 from onnxq.text import to_text
@@ -222,15 +222,6 @@ def test_missing_external_data_is_named(tmp_path: Path) -> None:
         Graph.from_proto(proto)
 
 
-def test_an_attribute_that_holds_a_type_is_refused_with_the_node() -> None:
-    proto = parse(CHAIN)
-    proto.graph.node[0].attribute.append(
-        helper.make_attribute("type", helper.make_tensor_type_proto(TensorProto.FLOAT, [1]))
-    )
-    with pytest.raises(UnsupportedModelError, match="node one has an attribute that holds a type"):
-        Graph.from_proto(proto)
-
-
 def test_the_light_proto_has_shapes_and_no_weights() -> None:
     proto = parse("net (float[2, 900] x) => (float[2, 4] y) <float[900, 4] w> { y = MatMul (x, w) }")
     del proto.graph.value_info[:]
@@ -250,3 +241,23 @@ def test_an_old_model_whose_initializers_are_all_inputs_has_constant_weights_whe
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=3)
     report = onnxq.quantize(proto, [{"x": np.ones((2, 4), np.float32)}], target="cpu", exclude="MatMul", validate=False)
     assert [i.name for i in report.model.graph.input] == ["x"]
+
+
+def test_optional_values_and_attributes_that_hold_a_type_pass() -> None:
+    text = (
+        HEADER
+        + """net (float[2, 4] x) => (float[2, 3] y, optional(float[2, 4]) o, bool h) <float[4, 3] w>
+    { o = Optional (x)  n = Optional ()  h = OptionalHasElement (n)  g = OptionalGetElement (o)  y = MatMul (g, w) }"""
+    )
+    proto = onnx.parser.parse_model(text)
+    del proto.graph.value_info[:]
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((4, 3), np.float32), "w"))
+    kind = helper.make_tensor_type_proto(TensorProto.FLOAT, [2, 4])
+    proto.graph.node[1].attribute.append(helper.make_attribute("type", kind))
+    onnx.checker.check_model(proto, full_check=True)
+    again = Graph.from_proto(proto).copy().to_proto()
+    onnx.checker.check_model(again, full_check=True)
+    assert again.graph.node[1].attribute == proto.graph.node[1].attribute
+    assert [o.type for o in again.graph.output] == [o.type for o in proto.graph.output]
+    report = onnxq.quantize(proto, [{"x": np.ones((2, 4), np.float32)}], target="cpu", validate=False)
+    assert report.integer_share == 1
