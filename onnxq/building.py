@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -106,27 +107,30 @@ def _quantize_bodies(prepared: Prepared, recipe: Recipe, model: Model) -> None:
     for body in bodies_with_layers(reference, 1 if model.target.measured else LEAST_IN_LOOP):
         if body.node.name in model.excluded or not all(name in model.graph.tensors() for name in body.captured):
             continue
+        which = f"the {body.key} of {body.node.name}"
+        dumps = prepared.dump_dir and prepared.dump_dir / re.sub(r"\W+", "_", f"{body.node.name}-{body.key}")
         try:
             inside = None if recipe.mode == "dynamic" else samples_of(body, reference, samples, model.threads)
             if inside is None and recipe.mode != "dynamic":
                 continue  # nothing is known of what goes in
             part = prepare(
                 Source(body.proto, None, None), inside, own, threads=model.threads, collecting=how, is_body=True,
-                progress=model.progress,
+                dump_dir=dumps, progress=model.progress,
             )  # fmt: skip
-            done, _ = build(part, own)
+            done, records = build(part, own)
         except OnnxqError as error:  # it runs in its place all the same
-            prepared.notes.append(f"The {body.key} of {body.node.name} stays in float: {error}.")
+            prepared.notes.append(f"{which[0].upper()}{which[1:]} stays in float: {error}.")
             continue
         if any(e.state is not State.FLOAT for e in done.ledger.values()):
             model.graph.set_body(nodes[body.node.name], body.key, done.graph.to_proto())
             model.ledger.update(done.ledger)
             prepared.notes += part.notes
+            prepared.notes += [
+                f"In {which}, pass {r.name} was rolled back: {r.rolled_back}." for r in records if r.rolled_back
+            ]
             if model.samples is None and recipe.mode == "static":
                 kept = len(calibration.kept)
-                prepared.notes.append(
-                    f"The {body.key} of {body.node.name} was calibrated on the {kept} feeds that are kept."
-                )
+                prepared.notes.append(f"In {which}, ranges are of the {kept} feeds that the calibration keeps.")
     model.graph.cleanup()
     prepared.manager.run(model, passes_of([p.InsertWeightOnly], recipe))  # of what a body has in float all the same
 

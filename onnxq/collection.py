@@ -29,8 +29,9 @@ from onnxq.calibration import Calibration, hash_of_feed
 from onnxq.data import Sample
 from onnxq.errors import CalibrationError, OutputError, RecipeError
 from onnxq.exposure import Exposed
+from onnxq.proto import with_external_data
 from onnxq.sketch import TensorSketch
-from onnxq.store import hash_of_model, whole
+from onnxq.store import hash_of_model
 
 Progress = Callable[[str, int, int | None], None]
 Nonfinite = Literal["error", "skip", "ignore"]
@@ -350,7 +351,7 @@ def _run_on(
     """Shards on an executor, a bounded number at a time; those of a worker that died are run again."""
     make = None if isinstance(executor, Executor) else executor
     pool = executor if isinstance(executor, Executor) else executor()
-    content = whole(model).SerializeToString()
+    content = with_external_data(model, None).SerializeToString()  # a worker may be on another machine
     most = 2 * int(getattr(pool, "_max_workers", 8))
     pending: dict[Future[Calibration | None], _Shard] = {}
     waiting: list[_Shard] = []

@@ -67,10 +67,10 @@ def fastest(first: Built, build: Build, plain: Callable[[], Built], feed: Feed, 
         if any(e.state is State.DYNAMIC for e in other.model.ledger.values()):
             best = _faster(best, other, feed, threads, WORTH)
     show(1)
-    floats = build(everything, False)
+    alike = build(everything, False)  # in float, but with the names and channels of the others
     shapes = _shapes(reference, feed, threads)
     for k in range(ROUNDS):
-        kept = _worth_it(best, floats, reference, feed, shapes, threads)
+        kept = _worth_it(best, alike, reference, feed, shapes, threads)
         if not kept or kept == best.model.planned:
             break
         other = build(everything - kept, best.model.at_run_time)
@@ -94,13 +94,13 @@ def _faster(holder: Built, challenger: Built, feed: Feed, threads: int, worth: f
 
 
 def _worth_it(
-    best: Built, floats: Built, reference: Graph, feed: Feed, shapes: Mapping[str, tuple[int, ...]], threads: int
+    best: Built, alike: Built, reference: Graph, feed: Feed, shapes: Mapping[str, tuple[int, ...]], threads: int
 ) -> set[str]:
     """The nodes whose kernels say that integers pay."""
-    measured = runtime.kernel_times([best.proto, floats.proto], feed, threads=threads)
-    integer, float_ = (costs.by_node(kernels, reference) for kernels in measured)
+    measured = runtime.kernel_times([best.proto, alike.proto], feed, threads=threads)
+    integer, floats = (costs.by_node(kernels, reference) for kernels in measured)
     planned, target = set(best.model.planned), best.model.target
-    return cheapest(reference, planned, integer, float_, shapes, costs.prices(threads), target.absorbed)
+    return cheapest(reference, planned, integer, floats, shapes, costs.prices(threads), target.absorbed)
 
 
 def _shapes(graph: Graph, feed: Feed, threads: int) -> dict[str, tuple[int, ...]]:
@@ -111,8 +111,7 @@ def _shapes(graph: Graph, feed: Feed, threads: int) -> dict[str, tuple[int, ...]
 
 
 def _note(first: Built, best: Built, floats: Built) -> str:
-    compute = {n.name for n in first.model.compute_nodes()} | first.model.planned
-    left = [n for n in first.model.ledger if n in first.model.planned - best.model.planned and n in compute]
+    left = first.model.planned - best.model.planned
     if best is floats:
         return (
             "Integers are slower than float here, whatever part of the model they are in: it was written in float. For a "

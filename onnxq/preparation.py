@@ -48,6 +48,7 @@ class Prepared:
     unplaced: frozenset[str] = frozenset()  # what the audit found in float
     note: str = ""  # on how the placement was chosen
     notes: list[str] = field(default_factory=list)  # on bodies
+    dump_dir: Path | None = None
 
 
 def prepare(
@@ -114,7 +115,8 @@ def prepare(
         )
     model.reference = model.graph.copy()
     model.excluded = _excluded(model.graph, recipe.exclude, is_body=is_body)
-    return Prepared(source, digest, model, manager, records, inputs, device, size, stream)
+    dumps = None if dump_dir is None else Path(dump_dir)
+    return Prepared(source, digest, model, manager, records, inputs, device, size, stream, dump_dir=dumps)
 
 
 def passes_of(kinds: Sequence[type[Pass]], recipe: Recipe) -> list[Pass]:

@@ -142,18 +142,6 @@ def _copy_but(given: Any, made: Any, left_out: str) -> None:
             setattr(made, field.name, content)
 
 
-def whole(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its weights inside, for other processes."""
-    folder = folder_of(proto)
-    if folder is None:
-        return proto
-    twin = onnx.ModelProto()
-    twin.CopyFrom(proto)
-    load_external(twin, folder)
-    say_folder(twin, None)
-    return twin
-
-
 def size_of(proto: onnx.ModelProto) -> int:
     """Bytes of the model with its weights."""
     return proto.ByteSize() + sum(_number(t, "length") for t in proto.graph.initializer if uses_external_data(t))

@@ -201,3 +201,13 @@ def test_external_data_of_a_body_is_found(tmp_path: Any) -> None:
     onnx.save(proto, tmp_path / "m.onnx")
     report = onnxq.quantize(tmp_path / "m.onnx", feeds(proto), target="cpu", threads=1, validate=False)
     assert report.ledger["e1"].state is State.INTEGER
+
+
+def test_what_happens_to_a_body_is_dumped_and_told(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = made(BRANCHES)
+    calibration = onnxq.calibrate(proto, feeds(proto), target="cpu", threads=1)
+    report = onnxq.quantize(proto, calibration=calibration, target="cpu", threads=1, validate=False, dump_dir=tmp_path)
+    assert any("In the then_branch" in n and "feeds that the calibration keeps" in n for n in report.notes)
+    folders = sorted(p.name for p in tmp_path.iterdir() if p.is_dir())
+    assert [name.rsplit("_", 2)[-2:] for name in folders] == [["else", "branch"], ["then", "branch"]]
+    assert all(list((tmp_path / name).glob("*insert-qdq.onnx")) for name in folders)
