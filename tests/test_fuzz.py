@@ -52,7 +52,9 @@ def is_loadable(proto: onnx.ModelProto) -> bool:
     """onnxruntime breaks some valid models when it optimizes them: two Pads before a pool, if nothing else reads them."""
     try:
         Session(proto, threads=1)
-        Session(Graph.from_proto(proto).to_proto(), threads=1)  # without what no output needs
+        graph = Graph.from_proto(proto)
+        graph.cleanup()
+        Session(graph.to_proto(), threads=1)  # without what no output needs
     except ModelError:
         return False
     return True
