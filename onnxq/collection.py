@@ -1,8 +1,8 @@
 """Collection: run samples through a model and sketch every observed tensor, in this process or on an Executor.
 
-One thread runs the model while another sketches what the run before made of its sample. Work that an Executor takes is cut
-into shards of consecutive samples; a shard is a small Calibration, and parts add up exactly, so the result is the same bit
-for bit wherever and in whatever order they were made.
+A few threads take samples by turns; each runs the model and sketches what it makes. Work that an Executor takes is cut into
+shards of consecutive samples. What a thread or a shard collects is a small Calibration, and parts add up exactly, so the
+result is the same bit for bit wherever and in whatever order they were made.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int | None], None]
 Nonfinite = Literal["error", "skip", "ignore"]
 Axes = Mapping[str, int | None]  # tensor -> channel axis for statistics by channel, or None
 Indexed = tuple[int, Sample]
-MOST_SKETCHING_THREADS = 4
+MOST_LANES = 4
 SHARD = 8  # samples that a task of an executor takes
 CHECKPOINT_SECONDS = 30.0
 MOST_DEATHS = 3  # of workers, one after another, on the same work
@@ -98,7 +98,8 @@ def collect(
     how = how or Collecting()
     groups: Sequence[Axes] = [axes]
     if how.memory_limit is not None:
-        groups = grouped(proto, axes, next(iter(samples)), how.memory_limit)
+        at_once = lanes_here() if how.executor is None else 1
+        groups = grouped(proto, axes, next(iter(samples)), how.memory_limit // at_once)
     left_out = dict(how.left_out)
     while True:
         found, again = Calibration(source_hash=how.source_hash, graph_hash=how.graph_hash), False
@@ -124,6 +125,11 @@ def collect(
         found.notes.append(f"{len(found.skipped)} samples were left out, the first for {found.skipped[min(found.skipped)]}")
     found.versions = {k: v for k, v in runtime.machine().items() if k in ("onnxruntime", "features")}
     return found
+
+
+def lanes_here() -> int:
+    """Samples that this process has under way at once."""
+    return max(1, min(MOST_LANES, os.cpu_count() or 1))
 
 
 def grouped(proto: onnx.ModelProto, axes: Axes, sample: Sample, limit: int) -> list[Axes]:
@@ -156,8 +162,7 @@ def _read(
         digest = hashlib.sha256(f"{hash_of_model(proto)} {what}".encode()).hexdigest()[:16]
     public, libraries = tuple(o.name for o in proto.graph.output), tuple(runtime.custom_op_libraries)
     job = Job(digest, dict(axes), tuple(among), public, how.threads, how.on_nonfinite, libraries)
-    keeper = _Keeper(job, how, total)
-    keeper.found.skipped.update(left_out)
+    keeper = _Keeper(job, how, total, left_out)
     todo = keeper.unread((k, sample) for k, sample in enumerate(samples) if k not in left_out)
     try:
         if how.executor is None:
@@ -175,7 +180,7 @@ def _read(
 class _Keeper:
     """What is collected so far, on its way into a checkpoint and onto the progress bar."""
 
-    def __init__(self, job: Job, how: Collecting, total: int | None) -> None:
+    def __init__(self, job: Job, how: Collecting, total: int | None, left_out: Mapping[int, str]) -> None:
         self.found = job.empty()
         self.found.source_hash, self.found.graph_hash = how.source_hash, how.graph_hash
         self._progress, self._total = how.progress, total
@@ -185,7 +190,9 @@ class _Keeper:
         if self._path is not None and self._path.is_file():
             self.found = Calibration.load(self._path)
             self._written.append(self._path)
+        self.found.skipped.update(left_out)
         self._known = dict(self.found.feeds)
+        self._done_before = len(self.found.feeds) + len(self.found.skipped)
 
     def unread(self, items: Iterable[Indexed]) -> Iterator[Indexed]:
         """The samples that a checkpoint does not hold. Raises CalibrationError where the data is not what it was."""
@@ -205,9 +212,10 @@ class _Keeper:
                 "remove that file to start over"
             )
 
-    def show(self) -> None:
+    def show(self, more: int = 0) -> None:
+        """Tell how many samples are done: those that were found when the work began, and more."""
         if self._progress is not None:
-            self._progress("calibrating", len(self.found.feeds) + len(self.found.skipped), self._total)
+            self._progress("calibrating", self._done_before + more, self._total)
 
     @property
     def is_due(self) -> bool:
@@ -230,7 +238,7 @@ class _Keeper:
 
 
 class Collector:
-    """Runs the model of a job on samples and sketches what comes out, one sample behind."""
+    """Runs the model of a job on samples and sketches what comes out."""
 
     def __init__(self, job: Job, model: onnx.ModelProto) -> None:
         self.job = job
@@ -238,36 +246,18 @@ class Collector:
         quiet = {} if job.threads == 1 else {"session.intra_op.allow_spinning": "0"}
         self._session = Exposed(model, job.axes, among=job.among, threads=job.threads, config=quiet)
         self._inputs = {i.name for i in self._session.inputs}
-        self._behind = ThreadPoolExecutor(1, "onnxq-sketch")
-        self._threads = max(1, min(MOST_SKETCHING_THREADS, os.cpu_count() or 1))
-        self._pool = ThreadPoolExecutor(self._threads, "onnxq-sketch")
-        self._last: Future[None] | None = None
 
     def add(self, index: int, sample: Sample, into: Calibration) -> None:
-        """Run the model on a sample; it is counted in `into` by the next call, or by `settle`."""
+        """Run the model on a sample and count what it makes, all of it or nothing. Several threads may do so at once."""
         outputs = self._session.run(sample.feed, sample.where)
         values = {**outputs, **{n: a for n, a in sample.feed.items() if n in self._inputs}}
-        self.settle()
-        self._last = self._behind.submit(self._sketch, index, sample, values, into)
-
-    def settle(self) -> None:
-        """Wait until every sample that was added is counted. Raises what went wrong with it."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
-
-    def close(self) -> None:
-        self._behind.shutdown()
-        self._pool.shutdown()
-
-    def _sketch(self, index: int, sample: Sample, values: Mapping[str, Any], into: Calibration) -> None:
         names = [n for n in into.sketches if isinstance(v := values[n], Blocks) or (v.dtype.kind == "f" and v.size)]
         arrays = [_countable(values[n], self.job.axes[n]) for n in names]
         sketches = [into.sketches[n] for n in names]
         for name, array, sketch in zip(names, arrays, sketches, strict=True):
             sketch.check(array, f"at {sample.where}, tensor {name}: ")  # before any of them counts this sample
         before = [sketch.state() for sketch in sketches]
-        finite = self._update(sketches, arrays, index)
+        finite = [sketch.update(array, index) for sketch, array in zip(sketches, arrays, strict=True)]
         if not all(finite) and self.job.on_nonfinite != "ignore":
             for array, sketch, state in zip(arrays, sketches, before, strict=True):
                 sketch.forget(array, index, state)
@@ -282,25 +272,6 @@ class Collector:
             into.skipped[index] = why
             return
         into.keep_feed(index, sample.feed, hash_of_feed(sample.feed), _energy(values, self.job.public))
-
-    def _update(self, sketches: list[TensorSketch], arrays: list[np.ndarray | Blocks], index: int) -> list[bool]:
-        """Add each array to its sketch, in all threads; which arrays are finite."""
-        finite = [True] * len(arrays)
-        left = deque(sorted(range(len(arrays)), key=lambda k: arrays[k].size))
-
-        def work() -> None:
-            while True:
-                try:
-                    k = left.pop()  # the largest first
-                except IndexError:
-                    return
-                finite[k] = sketches[k].update(arrays[k], index)
-
-        others = [self._pool.submit(work) for _ in range(self._threads - 1)]
-        work()
-        for other in others:
-            other.result()
-        return finite
 
 
 def _countable(value: np.ndarray | Blocks, axis: int | None) -> np.ndarray | Blocks:
@@ -322,18 +293,43 @@ def _energy(values: Mapping[str, Any], names: Sequence[str]) -> float:
 
 
 def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper: _Keeper) -> None:
-    collector = Collector(job, model)
-    try:
-        for index, sample in items:
-            collector.add(index, sample, keeper.found)
-            keeper.show()
-            if keeper.is_due:
-                collector.settle()
-                keeper.save()
-        collector.settle()
-        keeper.show()
-    finally:
-        collector.close()
+    """Each lane, a thread, runs the model on a sample and counts it in a part of its own, so that no core waits."""
+    collector, lanes = Collector(job, model), lanes_here()
+    parts = [job.empty() for _ in range(lanes)]  # those that no lane has
+    pending: deque[Future[None]] = deque()
+
+    def add(index: int, sample: Sample) -> None:
+        part = parts.pop()
+        try:
+            collector.add(index, sample, part)
+        finally:
+            parts.append(part)
+
+    def settle() -> None:
+        """Wait for all that is under way, and add the parts up."""
+        wait(pending)
+        for part in parts:
+            keeper.found.absorb(part)
+        parts[:] = [job.empty() for _ in range(lanes)]
+
+    done = 0
+    with ThreadPoolExecutor(lanes, "onnxq-lane") as pool:
+        try:
+            for index, sample in items:
+                pending.append(pool.submit(add, index, sample))
+                if len(pending) > 2 * lanes:
+                    pending.popleft().result()  # in their order, so that of several faults the first is told
+                    done += 1
+                    keeper.show(done)
+                if keeper.is_due:
+                    settle()
+                    keeper.save()
+            while pending:
+                pending.popleft().result()
+                done += 1
+                keeper.show(done)
+        finally:
+            settle()
 
 
 @dataclass
@@ -355,6 +351,7 @@ def _run_on(
     most = 2 * int(getattr(pool, "_max_workers", 8))
     pending: dict[Future[Calibration | None], _Shard] = {}
     waiting: list[_Shard] = []
+    done = 0
 
     def submit() -> bool:
         """Hand out one more shard, if there is one."""
@@ -398,7 +395,8 @@ def _run_on(
                     waiting.append(shard)
                     continue
                 keeper.found.absorb(part)
-                keeper.show()
+                done += len(shard.items)
+                keeper.show(done)
                 if keeper.is_due:
                     keeper.save()
     finally:
@@ -417,20 +415,12 @@ def observe_shard(job: Job, content: bytes | None, items: list[Indexed]) -> Cali
     if collector is None or collector.job.digest != job.digest:
         if content is None:
             return None
-        if collector is not None:
-            collector.close()
         try:
             runtime.register_custom_ops(job.custom_op_libraries)
         except RecipeError as error:  # a worker of a cluster may lack a file that is here
             raise RecipeError(f"on the worker {platform.node()}: {error}") from error
         collector = _worker.collector = Collector(job, onnx.ModelProto.FromString(content))
     found = job.empty()
-    try:
-        for index, sample in items:
-            collector.add(index, sample, found)
-        collector.settle()
-    except BaseException:
-        del _worker.collector  # with the sample that it has not counted yet
-        collector.close()
-        raise
+    for index, sample in items:
+        collector.add(index, sample, found)
     return found

@@ -126,7 +126,8 @@ def add_tile(x, sums):
 )
 def observe_blocks(bits, x, first, low, high, total, tables, touched):
     rows, lanes, channels = x.shape[1], x.shape[2], low.size
-    blocks, step, tile = (channels + lanes - 1) // lanes, 4096 // lanes, 8 * lanes
+    together = 16 if rows >= 256 else 8  # rows, so that no addition waits for the one before it
+    blocks, step, tile = (channels + lanes - 1) // lanes, 4096 // lanes, together * lanes
     least, most, sums = np.zeros(tile, np.int32), np.zeros(tile, np.int32), np.zeros(tile)
     packed = np.empty(4096, np.uint32)
     for b in range(x.shape[0]):
@@ -137,7 +138,7 @@ def observe_blocks(bits, x, first, low, high, total, tables, touched):
             end = min(rows, start + step)
             block, values = bits[b, start:end].reshape(-1), x[b, start:end].reshape(-1)
             whole = block.size // tile * tile
-            for k in range(0, whole, tile):  # eight rows at a time, so that no addition waits for the one before it
+            for k in range(0, whole, tile):
                 span_tile(block[k : k + tile], least, most)
             span_tile(block[whole:], least, most)
             if total.size:
@@ -153,7 +154,7 @@ def observe_blocks(bits, x, first, low, high, total, tables, touched):
                         packed[k] = bits[b, r, c]
                         k += 1
                 count(packed[:k], tables, touched)
-        for row in range(8):
+        for row in range(together):
             for c in range(used):
                 low[channel + c] = min(low[channel + c], least[row * lanes + c])
                 high[channel + c] = max(high[channel + c], most[row * lanes + c])

@@ -50,26 +50,27 @@ def choose_factors(
     largest = np.max([np.maximum(np.abs(p.minimum), np.abs(p.maximum)) for p in parts], axis=0).astype(np.float64)
     if not np.isfinite(largest).all() or largest.max() <= 0:
         return None
+    seen = parts[0]
+    square = np.square(seen.mean) + np.square((seen.maximum.astype(np.float64) - seen.minimum) / 6)
     share = np.where(largest > 0, largest, largest.max()) / largest.max()
-    best, least = None, gain * _noise(np.ones(len(share)), parts, readers)
+    best, least = None, gain * _noise(np.ones(len(share)), square, parts, readers)
     for exponent in EXPONENTS:
         factors = np.exp2(np.rint(np.log2(np.maximum(share**exponent, SMALLEST))))
-        noise = _noise(factors, parts, readers)
+        noise = _noise(factors, square, parts, readers)
         if noise < least:
             best, least = factors, noise
     return best if best is not None and np.any(best != 1) else None
 
 
-def _noise(factors: np.ndarray, parts: Sequence[ChannelStatistics], readers: Sequence[Node]) -> float:
+def _noise(factors: np.ndarray, square: np.ndarray, parts: Sequence[ChannelStatistics], readers: Sequence[Node]) -> float:
     """Expected squared error, summed over the readers' output channels, of 8-bit activations and 8-bit weights.
 
-    A rounding error is uniform: its variance is step^2 / 12. What a channel holds is taken to spread over six sigma.
+    A rounding error is uniform: its variance is step^2 / 12. `square` (C,) are the mean squares of the channels that are
+    read; what a channel holds is taken to spread over six sigma.
     """
     steps = [
         (max(0.0, float((p.maximum / factors).max())) - min(0.0, float((p.minimum / factors).min()))) / 255 for p in parts
     ]
-    seen = parts[0]
-    square = np.square(seen.mean) + np.square((seen.maximum.astype(np.float64) - seen.minimum) / 6)
     total = 0.0
     for node in readers:
         weight = _by_group(node) * _spread(factors, node)  # (G, M / G, C / G, K)

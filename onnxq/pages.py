@@ -110,7 +110,8 @@ def observe_numpy(x: np.ndarray | Blocks, axis: int | None, pages: Pages) -> Ext
     """What `observe` does, in plain numpy: the oracle of the compiled kernels, additions in their order.
 
     A row is summed in eight lanes, element k in lane k % 8 from the start of each block of 4,096, then the lanes by halves.
-    Of Blocks each lane is summed in eight parts, row r in part r % 8 from the start of each 4,096 elements, then the parts.
+    Of Blocks each lane is summed in 16 parts (of less than 256 rows: 8), row r in part r % 16 from the start of each 4,096
+    elements, then the parts.
     """
     if isinstance(x, Blocks):
         return _observe_blocks_numpy(x, axis, pages)
@@ -135,18 +136,18 @@ def _observe_blocks_numpy(x: Blocks, axis: int | None, pages: Pages) -> Extent:
     for part, first in _block_parts(x):
         for k, block in enumerate(part):
             start = (first + k) % (len(sums) // lanes) * lanes
-            for row in _in_eight_parts(block):
+            for row in _in_parts(block, 16 if len(block) >= 256 else 8):
                 sums[start : start + lanes] += row
     total += sums[:channels]
     low, high = plain.min((0, 2, 3)), plain.max((0, 2, 3))
     return Extent(low + np.float32(0), high + np.float32(0), total[: 0 if axis is None else channels])
 
 
-def _in_eight_parts(rows: np.ndarray) -> np.ndarray:
-    parts = np.zeros((8, rows.shape[1]))
+def _in_parts(rows: np.ndarray, count: int) -> np.ndarray:
+    parts = np.zeros((count, rows.shape[1]))
     for start in range(0, len(rows), 4096 // rows.shape[1]):
         for k, row in enumerate(rows[start : start + 4096 // rows.shape[1]]):
-            parts[k % 8] += row
+            parts[k % count] += row
     return parts
 
 

@@ -3,11 +3,11 @@
     python -m tests.benchmarks.calibration [--networks resnet50,inverted_residual,transformer] [--threads N] [--feeds 64]
 
 Each figure comes from a process of its own, which first runs the plain model on the same feeds: `x inference` is the time of
-collecting over that, for --feeds of them. onnxq's is given twice: of collecting statistics alone, and of all that
-`onnxq.calibrate` does (load, rewrite, prove, collect; a second look where channels are evened out). Memory is the peak of
-the process at 32 and at 256 samples; `~` is extrapolated from 8 and 32, for tools that keep every activation. The error is
-that of the 99.99th percentile of magnitude against numpy's on all elements, median and largest over the tensors, on 8
-feeds.
+collecting over that, for --feeds of them. onnxq's is given three times: of collecting once it has started, as the last
+three quarters of the feeds go; of collecting with its start; and of all that `onnxq.calibrate` does (load, rewrite, prove,
+collect; a second look where channels are evened out). Memory is the peak of the process at 32 and at 256 samples; `~` is
+extrapolated from 8 and 32, for tools that keep every activation. The error is that of the 99.99th percentile of magnitude
+against numpy's on all elements, median and largest over the tensors, on 8 feeds.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from tests.benchmarks import shapes
 
 TOOLS = ("onnxq", "ort MinMax", "ort Percentile", "ort Entropy")
 PERCENTILE = 99.99
+Seconds = tuple[float, float, float]  # of the whole, of collecting, of collecting without its start
 MOST_MEMORY = 12e9  # of one process
 
 
@@ -54,13 +55,18 @@ def one(tool: str, network: str, count: int, threads: int) -> dict[str, float]:
         session.run(feed)
     inference = time.perf_counter() - start
     del session
-    seconds, collecting = run_onnxq(model, feeds, threads) if tool == "onnxq" else run_ort(tool, model, feeds, threads)
+    seconds, collecting, running = (
+        run_onnxq(model, feeds, threads) if tool == "onnxq" else run_ort(tool, model, feeds, threads)
+    )
     peak = 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
-    return {"inference": inference, "seconds": seconds, "collecting": collecting, "peak": float(peak)}
+    return {
+        "inference": inference, "seconds": seconds, "collecting": collecting, "running": running, "peak": float(peak)
+    }  # fmt: skip
 
 
-def run_onnxq(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> tuple[float, float]:
+def run_onnxq(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> Seconds:
     taken: list[float] = []
+    done: dict[int, float] = {}
 
     def timed(*arguments: Any, **options: Any) -> Any:
         start = time.perf_counter()
@@ -68,10 +74,16 @@ def run_onnxq(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], thread
         taken.append(time.perf_counter() - start)
         return found
 
+    def progress(_: str, count: int, __: int | None) -> None:
+        done.setdefault(count, time.perf_counter())
+
     collect_statistics.collect = timed
     start = time.perf_counter()
-    onnxq.calibrate(model, feeds, threads=threads)
-    return time.perf_counter() - start, taken[0]
+    onnxq.calibrate(model, feeds, threads=threads, progress=progress)
+    seconds = time.perf_counter() - start
+    first = len(feeds) // 4
+    running = (done[len(feeds)] - done[first]) / (len(feeds) - first) * len(feeds)
+    return seconds, taken[0], running
 
 
 def calibrator(tool: str, path: Path, threads: int) -> Any:
@@ -95,7 +107,7 @@ def calibrator(tool: str, path: Path, threads: int) -> Any:
     )
 
 
-def run_ort(tool: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> tuple[float, float]:
+def run_ort(tool: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> Seconds:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
@@ -104,7 +116,7 @@ def run_ort(tool: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]
         made.collect_data(reader(feeds))
         made.compute_data()
         seconds = time.perf_counter() - start
-    return seconds, seconds
+    return seconds, seconds, float("nan")
 
 
 def reader(feeds: list[dict[str, np.ndarray]]) -> Any:
@@ -161,7 +173,8 @@ def row(tool: str, network: str, threads: int, feeds: int, errors: dict[str, tup
     said = "" if fits else "~"
     error = errors.get(tool)
     return [
-        network, tool, f"{timed['collecting'] / timed['inference']:.2f}", f"{timed['seconds'] / timed['inference']:.2f}",
+        network, tool, "" if tool != "onnxq" else f"{timed['running'] / timed['inference']:.2f}",
+        f"{timed['collecting'] / timed['inference']:.2f}", f"{timed['seconds'] / timed['inference']:.2f}",
         f"{some / 1e9:.2f}", f"{said}{many / 1e9:.2f}",
         "" if error is None else f"{100 * error[0]:.2f} / {100 * error[1]:.2f}",
     ]  # fmt: skip
@@ -180,7 +193,8 @@ def main() -> None:
         return
     table = Table(title=f"{os.cpu_count()} cores, {said.threads or 'all'} thread(s) of onnxruntime, {said.feeds} feeds")
     for column in (
-        "network", "tool", "collecting, x inference", "whole, x inference", "GB at 32", "GB at 256", "error of p99.99, %"
+        "network", "tool", "once started, x inference",
+        "collecting, x inference", "whole, x inference", "GB at 32", "GB at 256", "error of p99.99, %"
     ):  # fmt: skip
         table.add_column(column)
     for network in said.networks.split(","):
