@@ -12,6 +12,7 @@ from onnxq import audit
 from onnxq import passes as p
 from onnxq.bodies import bodies_with_layers, samples_of
 from onnxq.collection import Collecting
+from onnxq.cones import cones_of
 from onnxq.data import Sample
 from onnxq.errors import ModelError, OnnxqError
 from onnxq.fastest import Built, fastest
@@ -23,7 +24,6 @@ from onnxq.ranges import to_toml
 from onnxq.recipe import Recipe
 from onnxq.source import Source
 from onnxq.stages import DYNAMIC, EQUALIZE, LOWER, OBSERVE, PLACE, REFINE, SELECT
-from onnxq.store import hash_of_model
 
 LEAST_IN_LOOP = 1 << 18  # weights of a layer that is worth being integer in each step, where that is not measured
 
@@ -35,10 +35,12 @@ def equalize(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord
     start = prepared.model.fork()
     start.calibration = first.calibration
     start, records = prepared.manager.run_exact(start, passes_of(EQUALIZE, recipe), once=True)
-    if any(r.rewrites for r in records):
+    if any(r.rewrites for r in records) and start.calibration is not None:
         start.reference = start.graph.copy()
-    assert start.calibration is not None
-    start.calibration.hold_for(hash_of_model(start.graph.to_stored_proto()))
+        new = cones_of(start.graph.to_stored_proto())
+        start.evened_out = frozenset(new.keys() - start.cones.keys())
+        start.cones = {**new, **start.cones}  # a tensor that kept its name kept its values
+        start.calibration.hold_for(start.cones)
     return start, records
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from onnxq.errors import CalibrationError
 from onnxq.sketch import TensorSketch
 
-SCHEMA = 3
+SCHEMA = 4
 PROBES = 4
 LOUDEST = 4
 Feed = dict[str, np.ndarray]
@@ -32,23 +32,19 @@ class Calibration:
     """Sketches by tensor, and what they were made from.
 
     Feeds count by their index in the data. `probes` are those of least hash and `loudest` those of most output energy, the
-    first most: the same ones whatever the order in which feeds are seen. `equalized` are the sketches that hold only for the
-    graph of `plan_hash`, whose channels are evened out.
+    first most: the same ones whatever the order in which feeds are seen. A sketch holds for a tensor of its cone only.
     """
 
     sketches: dict[str, TensorSketch] = field(default_factory=dict)
+    cones: dict[str, str] = field(default_factory=dict)  # tensor -> hash of all that it is computed from, see cones.py
     feeds: dict[int, str] = field(default_factory=dict)  # index -> hash
     skipped: dict[int, str] = field(default_factory=dict)  # index -> why it was left out
     kept: dict[str, Feed] = field(default_factory=dict)  # hash -> feed
     probe_hashes: list[str] = field(default_factory=list)
     energies: dict[str, float] = field(default_factory=dict)  # of the loudest, by hash, the first most
     source_hash: str = ""
-    graph_hash: str = ""
-    plan_hash: str = ""
-    equalized: list[str] = field(default_factory=list)
     versions: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # of what did not go as asked; not in the file
-    lacks_plan: bool = False  # whether sketches that hold only for the present graph are still to be made; not in the file
 
     @property
     def samples(self) -> int:
@@ -57,7 +53,11 @@ class Calibration:
 
     def copy(self) -> Calibration:
         """A twin to which sketches can be added without changing this one."""
-        return replace(self, sketches=dict(self.sketches), equalized=list(self.equalized), notes=list(self.notes))
+        return replace(self, sketches=dict(self.sketches), cones=dict(self.cones), notes=list(self.notes))
+
+    def holds(self, name: str, cone: str | None) -> bool:
+        """Whether there are statistics of the tensor of this name and cone."""
+        return name in self.sketches and self.cones.get(name) == cone
 
     def keep_feed(self, index: int, feed: Feed, digest: str, energy: float) -> None:
         """Note that a feed was counted, and keep it if it is one of the few that are kept."""
@@ -88,6 +88,7 @@ class Calibration:
                 self.sketches[name].merge(sketch)
             else:
                 self.sketches[name] = sketch
+        self.cones.update(other.cones)
         self.feeds.update(other.feeds)
         self.skipped.update(other.skipped)
         self.notes += other.notes
@@ -103,13 +104,11 @@ class Calibration:
         feeds = {k + by: digest for k, digest in self.feeds.items()}
         return replace(self, sketches=sketches, feeds=feeds, skipped={k + by: why for k, why in self.skipped.items()})
 
-    def hold_for(self, plan_hash: str) -> None:
-        """Drop what holds only for a graph that is evened out in another way than the one of this hash."""
-        if self.plan_hash == plan_hash:
-            return
-        for name in self.equalized:
-            self.sketches.pop(name, None)
-        self.plan_hash, self.equalized, self.lacks_plan = plan_hash, [], True
+    def hold_for(self, cones: Mapping[str, str]) -> None:
+        """Drop the statistics of tensors that have the name, but not the cone, of one of these."""
+        for name in [n for n in self.sketches if n in cones and self.cones.get(n) != cones[n]]:
+            del self.sketches[name]
+            self.cones.pop(name, None)
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -119,16 +118,13 @@ class Calibration:
             "schema": SCHEMA,
             "samples": self.samples,
             "source_hash": self.source_hash,
-            "graph_hash": self.graph_hash,
-            "plan_hash": self.plan_hash,
             "feeds": sorted(self.feeds.items()),
             "skipped": sorted(self.skipped.items()),
             "kept": list(self.kept),
             "probes": self.probe_hashes,
             "loudest": {digest: energy.hex() for digest, energy in self.energies.items()},
             "versions": self.versions,
-            "tensors": list(self.sketches),
-            "equalized": self.equalized,
+            "tensors": [[name, self.cones.get(name, "")] for name in self.sketches],
         }
         arrays = {
             f"{k}/{part}": array
@@ -159,16 +155,14 @@ class Calibration:
                 arrays = _parts(archive.read("sketches.npz"))
                 feeds = _parts(archive.read("feeds.npz"))
             return cls(
-                sketches={name: TensorSketch.from_arrays(arrays[k]) for k, name in enumerate(header["tensors"])},
+                sketches={name: TensorSketch.from_arrays(arrays[k]) for k, (name, _) in enumerate(header["tensors"])},
+                cones={name: cone for name, cone in header["tensors"] if cone},
                 kept={digest: feeds.get(k, {}) for k, digest in enumerate(header["kept"])},
                 probe_hashes=header["probes"],
                 energies={digest: float.fromhex(energy) for digest, energy in header["loudest"].items()},
                 feeds={int(k): digest for k, digest in header["feeds"]},
                 skipped={int(k): why for k, why in header["skipped"]},
                 source_hash=header["source_hash"],
-                graph_hash=header["graph_hash"],
-                plan_hash=header["plan_hash"],
-                equalized=header["equalized"],
                 versions=header["versions"],
             )
         except CalibrationError:
@@ -215,22 +209,18 @@ def merge(
 def merged(parts: Sequence[Calibration]) -> Calibration:
     """One calibration of several, made of different data on the same model, in whatever order.
 
-    Raises CalibrationError where they are of different models or graphs, or share a feed. Statistics of channels that the
-    parts evened out in different ways are left out: the model is evened out anew.
+    Raises CalibrationError where they are of different models, share a feed, or have no tensor in common. Statistics of
+    tensors that not all parts hold alike are left out: recipes differed, or channels were evened out in different ways.
     """
-    first = parts[0]
-    whole = Calibration(source_hash=first.source_hash, graph_hash=first.graph_hash, versions=first.versions)
-    plans, seen = {part.plan_hash for part in parts}, set()
+    first, seen = parts[0], set[str]()
+    whole = Calibration(source_hash=first.source_hash, versions=first.versions)
+    names = {n for n in first.sketches if all(part.holds(n, first.cones.get(n)) for part in parts)}
     for k, part in enumerate(parts):
-        for what, one, other in (
-            ("model", first.source_hash, part.source_hash),
-            ("graph", first.graph_hash, part.graph_hash),
-        ):
-            if one != other:
-                raise CalibrationError(
-                    f"calibration {k + 1} was made from another {what} than the first (their contents differ); collect it "
-                    "again on the same model, with the same recipe and the same version of onnxq"
-                )
+        if part.source_hash != first.source_hash:
+            raise CalibrationError(
+                f"calibration {k + 1} was made from another model than the first (their contents differ); collect it again "
+                "on the same model"
+            )
         shared = seen & set(part.feeds.values())
         if shared:
             raise CalibrationError(
@@ -238,14 +228,17 @@ def merged(parts: Sequence[Calibration]) -> Calibration:
                 "twice; merge calibrations of different data"
             )
         seen |= set(part.feeds.values())
-    names = set.intersection(*(set(part.sketches) for part in parts))
-    if len(plans) == 1:
-        whole.plan_hash, whole.equalized = first.plan_hash, list(first.equalized)
-    else:
-        names -= {name for part in parts for name in part.equalized}
+    if not names:
+        raise CalibrationError(
+            "the calibrations have no tensor in common: they were made with different recipes or versions of onnxq; collect "
+            "them again with the same"
+        )
     for part in sorted(parts, key=lambda c: sorted(c.feeds.values())):
         count = max([-1, *whole.feeds, *whole.skipped]) + 1
-        kept = replace(part, sketches={n: s.copy() for n, s in part.sketches.items() if n in names})
+        kept = replace(
+            part, sketches={n: s.copy() for n, s in part.sketches.items() if n in names},
+            cones={n: c for n, c in part.cones.items() if n in names},
+        )  # fmt: skip
         whole.absorb(kept.moved(count))
     return whole
 

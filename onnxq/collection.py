@@ -59,7 +59,7 @@ class Collecting:
     executor: Executor | Callable[[], Executor] | None = None
     progress: Progress | None = None
     source_hash: str = ""
-    graph_hash: str = ""
+    cones: Mapping[str, str] = field(default_factory=dict)  # of the tensors, see cones.py
     left_out: Mapping[int, str] = field(default_factory=dict)  # samples that are not to be counted, and why
     written: list[Path] = field(default_factory=list)  # the checkpoints, shared with what is made of this by `replace`
 
@@ -102,7 +102,7 @@ def collect(
         groups = grouped(proto, axes, next(iter(samples)), how.memory_limit // at_once)
     left_out = dict(how.left_out)
     while True:
-        found, again = Calibration(source_hash=how.source_hash, graph_hash=how.graph_hash), False
+        found, again = Calibration(source_hash=how.source_hash), False
         for k, group in enumerate(groups):
             try:
                 part = _read(proto, group, axes, samples, how, total, left_out)
@@ -182,7 +182,8 @@ class _Keeper:
 
     def __init__(self, job: Job, how: Collecting, total: int | None, left_out: Mapping[int, str]) -> None:
         self.found = job.empty()
-        self.found.source_hash, self.found.graph_hash = how.source_hash, how.graph_hash
+        self.found.source_hash = how.source_hash
+        self.found.cones = {name: how.cones[name] for name in job.axes if name in how.cones}
         self._progress, self._total = how.progress, total
         self._path = None if how.checkpoint is None else how.checkpoint / f"{job.digest}.calib"
         self._written = how.written

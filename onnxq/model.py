@@ -125,6 +125,8 @@ class Model:
     trained: dict[str, QuantParams] = field(default_factory=dict)  # what tensors of a quantized model came in with
     ledger: dict[str, Entry] = field(default_factory=dict)
     calibration: Calibration | None = None
+    cones: dict[str, str] = field(default_factory=dict)  # by tensor, of the float model: by them statistics are known again
+    evened_out: frozenset[str] = frozenset()  # tensors that even out channels, as a first look at the activations says
     reference: Graph | None = None
     samples: Samples | None = None
     collecting: Collecting = field(default_factory=Collecting)
@@ -151,6 +153,8 @@ class Model:
             trained=dict(self.trained),
             ledger=dict(self.ledger),
             calibration=self.calibration,
+            cones=self.cones,
+            evened_out=self.evened_out,
             reference=self.reference,
             samples=self.samples,
             collecting=self.collecting,

@@ -15,6 +15,7 @@ from onnxq import passes as p
 from onnxq import proof, runtime
 from onnxq.calibration import Calibration, hash_of_feed
 from onnxq.collection import Collecting
+from onnxq.cones import cones_of
 from onnxq.data import Samples, fed_back, open_samples
 from onnxq.errors import CalibrationError, DataError, ModelError, RecipeError, nearest
 from onnxq.graph import Constant, Graph
@@ -108,11 +109,10 @@ def prepare(
     probes += _probes(samples, model.calibration)
     model, records = manager.run_exact(model, passes_of(FLOAT, recipe))
     records = recovered + records
-    if collected is not None and collected.graph_hash != hash_of_model(model.graph.to_stored_proto()):
-        raise CalibrationError(
-            "the calibration was made with other float passes, another opset or another onnxq; collect it again with: "
-            "onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
-        )
+    if recipe.mode == "static":
+        model.cones = cones_of(model.graph.to_stored_proto())
+        if collected is not None:
+            collected.hold_for(model.cones)
     model.reference = model.graph.copy()
     model.excluded = _excluded(model.graph, recipe.exclude, is_body=is_body)
     dumps = None if dump_dir is None else Path(dump_dir)

@@ -155,18 +155,25 @@ def hash_of_model(proto: onnx.ModelProto) -> str:
     _copy_but(proto.graph, light.graph, "initializer")
     say_folder(light, None)
     for tensor in proto.graph.initializer:
-        if folder is not None and uses_external_data(tensor):
-            values = np.memmap(folder / FILE, np.uint8, "r", _number(tensor, "offset"), (_number(tensor, "length"),))
-            content: Any = values
-        elif len(tensor.raw_data) >= LEAST:
-            content = tensor.raw_data
-        else:
+        if (folder is None or not uses_external_data(tensor)) and len(tensor.raw_data) < LEAST:
             light.graph.initializer.append(tensor)
             continue
         light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        digest.update(content)
+        digest.update(content_of(tensor, folder))
     digest.update(light.SerializeToString(deterministic=True))
     return digest.hexdigest()
+
+
+def content_of(tensor: TensorProto, folder: Path | None) -> Any:
+    """The bytes of an initializer, from the store in `folder` where it is there; all of it but its name, if not plain."""
+    if folder is not None and uses_external_data(tensor):
+        return np.memmap(folder / FILE, np.uint8, "r", _number(tensor, "offset"), (_number(tensor, "length"),))
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    bare = TensorProto()
+    bare.CopyFrom(tensor)
+    bare.ClearField("name")
+    return bare.SerializeToString(deterministic=True)
 
 
 def _number(tensor: TensorProto, key: str) -> int:

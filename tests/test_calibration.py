@@ -58,10 +58,10 @@ def test_the_probes_are_the_same_whatever_the_order() -> None:
 
 def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
     found = collect(onnx.parser.parse_model(NET), {"x": -1, "a": None}, samples(6))
-    found.source_hash, found.graph_hash = "s", "g"
+    found.source_hash, found.cones = "s", {"x": "c"}
     found.save(tmp_path / "m.calib")
     back = Calibration.load(tmp_path / "m.calib")
-    assert (back.samples, back.source_hash, back.graph_hash, back.feeds) == (6, "s", "g", found.feeds)
+    assert (back.samples, back.source_hash, back.cones, back.feeds) == (6, "s", {"x": "c"}, found.feeds)
     assert list(back.sketches) == ["x", "a"]
     for name, sketch in found.sketches.items():
         one, other = sketch.to_arrays(), back.sketches[name].to_arrays()

@@ -317,12 +317,22 @@ def test_merged_parts_equal_the_whole() -> None:
 
 def test_parts_that_do_not_go_together_are_refused() -> None:
     feeds = samples(6)
-    part = collect(NET, AXES, feeds[:3], Collecting(source_hash="m", graph_hash="g"))
+    part = collect(NET, AXES, feeds[:3], Collecting(source_hash="m", cones=dict.fromkeys(AXES, "c")))
     with pytest.raises(CalibrationError, match="calibration 2 shares 1 of its 2 feeds"):
-        merged([part, collect(NET, AXES, feeds[2:4], Collecting(source_hash="m", graph_hash="g"))])
-    for other, word in ((Collecting(source_hash="n", graph_hash="g"), "model"), (Collecting(source_hash="m"), "graph")):
-        with pytest.raises(CalibrationError, match=f"calibration 2 was made from another {word}"):
-            merged([part, collect(NET, AXES, feeds[4:], other)])
+        merged([part, collect(NET, AXES, feeds[2:4], Collecting(source_hash="m", cones=dict.fromkeys(AXES, "c")))])
+    with pytest.raises(CalibrationError, match="calibration 2 was made from another model"):
+        merged([part, collect(NET, AXES, feeds[4:], Collecting(source_hash="n"))])
+    with pytest.raises(CalibrationError, match="no tensor in common"):
+        merged([part, collect(NET, AXES, feeds[4:], Collecting(source_hash="m", cones=dict.fromkeys(AXES, "d")))])
+
+
+def test_what_parts_do_not_hold_alike_is_left_out() -> None:
+    feeds = samples(6)
+    one = collect(NET, AXES, feeds[:3], Collecting(cones={"x": "c", "a": "c", "b": "c", "y": "c"}))
+    other = collect(NET, {"x": 1, "a": None, "b": 1}, feeds[3:], Collecting(cones={"x": "c", "a": "c", "b": "d"}))
+    joined = merged([one, other])
+    assert joined.cones == {"x": "c", "a": "c"}
+    assert list(joined.sketches) == ["x", "a"]
 
 
 def test_a_cluster_that_is_not_there_is_said() -> None:

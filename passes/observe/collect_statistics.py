@@ -12,7 +12,6 @@ from onnxq.errors import CalibrationError
 from onnxq.graph import Constant
 from onnxq.model import Model, Observed
 from onnxq.passmanager import Pass
-from onnxq.store import hash_of_model
 
 GATES = ("HardSwish", "HardSigmoid", "Sigmoid")
 
@@ -31,17 +30,15 @@ class CollectStatistics(Pass):
 
     def apply(self, model: Model) -> int:
         wanted = observed_tensors(model)
-        known = model.calibration.sketches if model.calibration is not None else {}
-        missing = {name: axis for name, axis in wanted.items() if name not in known}
-        if model.calibration is not None and not missing:
-            return 0
         given, samples, total = model.calibration, model.samples, None if model.samples is None else model.samples.length
-        graph_hash = hash_of_model((model.reference or model.graph).to_stored_proto()) if given is None else given.graph_hash
-        how = replace(model.collecting, graph_hash=graph_hash, left_out={} if given is None else given.skipped)
+        missing = {n: axis for n, axis in wanted.items() if given is None or not given.holds(n, model.cones.get(n))}
+        if given is not None and not missing:
+            return 0
+        how = replace(model.collecting, cones=model.cones, left_out={} if given is None else given.skipped)
         notes = []
         if samples is None:
-            if given is None or not given.lacks_plan:
-                raise CalibrationError(_how_to_collect(given, list(missing)))
+            if given is None or not missing.keys() <= model.evened_out:
+                raise CalibrationError(_how_to_collect(given, [name for name in missing if name not in model.evened_out]))
             samples, total = (
                 [Sample(feed, None, f"kept feed {k}") for k, feed in enumerate(given.kept.values())],
                 len(given.kept),
@@ -54,13 +51,13 @@ class CollectStatistics(Pass):
             found = collect(model.graph.to_stored_proto(), missing, samples, how, total=total)
         except BaseException as stop:
             if given is not None:
-                stop.partial = replace(given, plan_hash="")  # type: ignore[attr-defined]  # without what it lacks now
+                stop.partial = given  # type: ignore[attr-defined]  # without what it lacks now
             raise
         if given is None:
             model.calibration = found
         else:
             given.sketches.update(found.sketches)
-            given.equalized += found.sketches
+            given.cones.update(found.cones)
             given.skipped.update(found.skipped)
             given.notes += [*found.notes, *notes]
         return len(missing)
@@ -89,6 +86,7 @@ def _how_to_collect(calibration: Calibration | None, missing: list[str]) -> str:
     if calibration is None:
         return "there are no samples to calibrate on; give --data, or --calibration"
     return (
-        f"the calibration has no statistics of {len(missing)} tensors that are quantized now, the first {missing[0]}; "
-        "collect them with: onnxq calibrate MODEL --data DATA -o FILE.calib, and the same recipe"
+        f"the calibration has no statistics of {len(missing)} tensors that are quantized now, the first {missing[0]}: it "
+        "was made with another recipe, target or version of onnxq; collect them with: onnxq calibrate MODEL --data DATA -o "
+        "FILE.calib, and the same recipe"
     )
