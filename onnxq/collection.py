@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,7 @@ MOST_DEATHS = 3  # of workers, one after another, on the same work
 class Collecting:
     """How samples are collected.
 
+    `threads` of the runtime work on each sample; 0: all cores are divided among the samples that are under way at once.
     `executor` is an Executor, or a function that makes one, which is needed to go on after a worker of a process pool died.
     `memory_limit` bounds, in bytes, the activations that are held at once: tensors are then collected in groups.
     `checkpoint` is a folder for progress; what is collected there is gone on with.
@@ -96,16 +97,17 @@ def collect(
     an interrupt carries what was collected until then as its attribute `partial`.
     """
     how = how or Collecting()
+    lanes, threads = lanes_here(how.threads, total) if how.executor is None else (1, how.threads)
+    how = replace(how, threads=threads)
     groups: Sequence[Axes] = [axes]
     if how.memory_limit is not None:
-        at_once = lanes_here() if how.executor is None else 1
-        groups = grouped(proto, axes, next(iter(samples)), how.memory_limit // at_once)
+        groups = grouped(proto, axes, next(iter(samples)), how.memory_limit // lanes)
     left_out = dict(how.left_out)
     while True:
         found, again = Calibration(source_hash=how.source_hash), False
         for k, group in enumerate(groups):
             try:
-                part = _read(proto, group, axes, samples, how, total, left_out)
+                part = _read(proto, group, axes, samples, how, total, left_out, lanes)
             except BaseException as stop:
                 if len(groups) > 1:
                     stop.partial = None  # type: ignore[attr-defined]  # it lacks tensors of other groups
@@ -127,9 +129,11 @@ def collect(
     return found
 
 
-def lanes_here() -> int:
-    """Samples that this process has under way at once."""
-    return max(1, min(MOST_LANES, os.cpu_count() or 1))
+def lanes_here(threads: int, total: int | None) -> tuple[int, int]:
+    """Samples that this process has under way at once, and the threads of the runtime for each: of all cores, if 0."""
+    cores = os.cpu_count() or 1
+    lanes = max(1, min(MOST_LANES, cores, total or MOST_LANES))
+    return lanes, threads or cores // lanes
 
 
 def grouped(proto: onnx.ModelProto, axes: Axes, sample: Sample, limit: int) -> list[Axes]:
@@ -154,6 +158,7 @@ def _read(
     how: Collecting,
     total: int | None,
     left_out: dict[int, str],
+    lanes: int,
 ) -> Calibration:
     """Read the samples once for these tensors, on from where a checkpoint ends."""
     digest = ""
@@ -166,7 +171,7 @@ def _read(
     todo = keeper.unread((k, sample) for k, sample in enumerate(samples) if k not in left_out)
     try:
         if how.executor is None:
-            _run_here(job, proto, todo, keeper)
+            _run_here(job, proto, todo, keeper, lanes)
         else:
             _run_on(how.executor, job, proto, todo, keeper)
     except BaseException as stop:
@@ -293,9 +298,9 @@ def _energy(values: Mapping[str, Any], names: Sequence[str]) -> float:
     return energy if np.isfinite(energy) else 0.0
 
 
-def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper: _Keeper) -> None:
+def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper: _Keeper, lanes: int) -> None:
     """Each lane, a thread, runs the model on a sample and counts it in a part of its own, so that no core waits."""
-    collector, lanes = Collector(job, model), lanes_here()
+    collector = Collector(job, model)
     parts = [job.empty() for _ in range(lanes)]  # those that no lane has
     pending: deque[Future[None]] = deque()
 
