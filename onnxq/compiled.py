@@ -5,7 +5,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-OBSERVE = "void(uint32[:,::1], float32[:,::1], int32[::1], int32[::1], float64[::1], uint64[:,::1], uint8[::1])"
+EXTENT = "int32[::1], int32[::1], float64[::1]"
+DRAIN = "uint64[:,::1], uint8[::1], int16[::1], int64[:,::1], int64, int64"
 
 
 @numba.njit("void(uint32[::1], uint64[:,::1], uint8[::1])", cache=True, nogil=True)
@@ -74,95 +75,7 @@ def add_squares(x, sums):
         sums[k - whole] += np.float64(x[k]) * np.float64(x[k])
 
 
-@numba.njit(OBSERVE, cache=True, nogil=True)
-def observe_rows(bits, x, low, high, total, tables, touched):
-    n, channels, sums, both = x.shape[1], low.size, np.zeros(8), np.zeros(2, np.int32)
-    for row in range(x.shape[0]):
-        channel = row % channels
-        sums[:] = 0.0
-        for start in range(0, n, 4096):  # a block stays in the cache for the three things that are done with it
-            block = bits[row, start : start + 4096]
-            extremes(block, low[channel], high[channel], both)
-            low[channel], high[channel] = both[0], both[1]
-            if total.size:
-                add(x[row, start : start + 4096], sums)
-            count(block, tables, touched)
-        if total.size:
-            total[channel] += ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]))
-
-
-@numba.njit(OBSERVE, cache=True, nogil=True)
-def observe_columns(bits, x, low, high, total, tables, touched):
-    for row in range(x.shape[0]):
-        for c in range(low.size):
-            signed = np.int32(bits[row, c])
-            key = signed ^ ((signed >> np.int32(31)) & np.int32(0x7FFFFFFF))
-            low[c] = min(low[c], key)
-            high[c] = max(high[c], key)
-        for c in range(low.size):
-            total[c] += x[row, c]
-        count(bits[row], tables, touched)
-
-
-@numba.njit("void(uint32[::1], int32[::1], int32[::1])", cache=True, nogil=True)
-def span_tile(bits, least, most):
-    for k in range(bits.size):
-        signed = np.int32(bits[k])
-        key = signed ^ ((signed >> np.int32(31)) & np.int32(0x7FFFFFFF))
-        least[k] = min(least[k], key)
-        most[k] = max(most[k], key)
-
-
-@numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
-def add_tile(x, sums):
-    for k in range(x.size):
-        sums[k] += x[k]
-
-
-@numba.njit(
-    "void(uint32[:,:,::1], float32[:,:,::1], int64, int32[::1], int32[::1], float64[::1], uint64[:,::1], uint8[::1])",
-    cache=True,
-    nogil=True,
-)
-def observe_blocks(bits, x, first, low, high, total, tables, touched):
-    rows, lanes, channels = x.shape[1], x.shape[2], low.size
-    together = 16 if rows >= 256 else 8  # rows, so that no addition waits for the one before it
-    blocks, step, tile = (channels + lanes - 1) // lanes, 4096 // lanes, together * lanes
-    least, most, sums = np.zeros(tile, np.int32), np.zeros(tile, np.int32), np.zeros(tile)
-    packed = np.empty(4096, np.uint32)
-    for b in range(x.shape[0]):
-        channel = (first + b) % blocks * lanes
-        used = min(lanes, channels - channel)
-        least[:], most[:], sums[:] = np.int32(0x7FFFFFFF), np.int32(-0x80000000), 0.0
-        for start in range(0, rows, step):
-            end = min(rows, start + step)
-            block, values = bits[b, start:end].reshape(-1), x[b, start:end].reshape(-1)
-            whole = block.size // tile * tile
-            for k in range(0, whole, tile):
-                span_tile(block[k : k + tile], least, most)
-            span_tile(block[whole:], least, most)
-            if total.size:
-                for k in range(0, whole, tile):
-                    add_tile(values[k : k + tile], sums)
-                add_tile(values[whole:], sums)
-            if used == lanes:
-                count(block, tables, touched)
-            else:
-                k = 0
-                for r in range(start, end):
-                    for c in range(used):
-                        packed[k] = bits[b, r, c]
-                        k += 1
-                count(packed[:k], tables, touched)
-        for row in range(together):
-            for c in range(used):
-                low[channel + c] = min(low[channel + c], least[row * lanes + c])
-                high[channel + c] = max(high[channel + c], most[row * lanes + c])
-                if total.size:
-                    total[channel + c] += sums[row * lanes + c]
-
-
-@numba.njit("int64(uint64[:,::1], uint8[::1], int16[::1], int64[:,::1], int64, int64)", cache=True, nogil=True)
+@numba.njit(f"int64({DRAIN})", cache=True, nogil=True)
 def drain(tables, touched, slots, rows, used, sign):
     low = np.uint64((1 << 40) - 1)
     for page in range(512):
@@ -190,7 +103,94 @@ def drain(tables, touched, slots, rows, used, sign):
     return used
 
 
-@numba.njit("void(int64[:,::1], float64[::1], int64)", cache=True, nogil=True)
+@numba.njit(f"int64(uint32[:,::1], float32[:,::1], {EXTENT}, {DRAIN})", cache=True, nogil=True)
+def observe_rows(bits, x, low, high, total, tables, touched, slots, pages, used, sign):
+    n, channels, sums, both = x.shape[1], low.size, np.zeros(8), np.zeros(2, np.int32)
+    for row in range(x.shape[0]):
+        channel = row % channels
+        sums[:] = 0.0
+        for start in range(0, n, 4096):  # a block stays in the cache for the three things that are done with it
+            block = bits[row, start : start + 4096]
+            extremes(block, low[channel], high[channel], both)
+            low[channel], high[channel] = both[0], both[1]
+            if total.size:
+                add(x[row, start : start + 4096], sums)
+            count(block, tables, touched)
+        if total.size:
+            total[channel] += ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]))
+    return drain(tables, touched, slots, pages, used, sign)
+
+
+@numba.njit(f"int64(uint32[:,::1], float32[:,::1], {EXTENT}, {DRAIN})", cache=True, nogil=True)
+def observe_columns(bits, x, low, high, total, tables, touched, slots, pages, used, sign):
+    for row in range(x.shape[0]):
+        for c in range(low.size):
+            signed = np.int32(bits[row, c])
+            key = signed ^ ((signed >> np.int32(31)) & np.int32(0x7FFFFFFF))
+            low[c] = min(low[c], key)
+            high[c] = max(high[c], key)
+        for c in range(low.size):
+            total[c] += x[row, c]
+        count(bits[row], tables, touched)
+    return drain(tables, touched, slots, pages, used, sign)
+
+
+@numba.njit("void(uint32[::1], int32[::1], int32[::1])", cache=True, nogil=True)
+def span_tile(bits, least, most):
+    for k in range(bits.size):
+        signed = np.int32(bits[k])
+        key = signed ^ ((signed >> np.int32(31)) & np.int32(0x7FFFFFFF))
+        least[k] = min(least[k], key)
+        most[k] = max(most[k], key)
+
+
+@numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
+def add_tile(x, sums):
+    for k in range(x.size):
+        sums[k] += x[k]
+
+
+@numba.njit(f"int64(uint32[:,:,::1], float32[:,:,::1], int64, {EXTENT}, {DRAIN})", cache=True, nogil=True)
+def observe_blocks(bits, x, first, low, high, total, tables, touched, slots, pages, used, sign):
+    rows, lanes, channels = x.shape[1], x.shape[2], low.size
+    together = 16 if rows >= 256 else 8  # rows, so that no addition waits for the one before it
+    blocks, step, tile = (channels + lanes - 1) // lanes, 4096 // lanes, together * lanes
+    least, most, sums = np.zeros(tile, np.int32), np.zeros(tile, np.int32), np.zeros(tile)
+    packed = np.empty(4096, np.uint32)
+    for b in range(x.shape[0]):
+        channel = (first + b) % blocks * lanes
+        own = min(lanes, channels - channel)
+        least[:], most[:], sums[:] = np.int32(0x7FFFFFFF), np.int32(-0x80000000), 0.0
+        for start in range(0, rows, step):
+            end = min(rows, start + step)
+            block, values = bits[b, start:end].reshape(-1), x[b, start:end].reshape(-1)
+            whole = block.size // tile * tile
+            for k in range(0, whole, tile):
+                span_tile(block[k : k + tile], least, most)
+            span_tile(block[whole:], least, most)
+            if total.size:
+                for k in range(0, whole, tile):
+                    add_tile(values[k : k + tile], sums)
+                add_tile(values[whole:], sums)
+            if own == lanes:
+                count(block, tables, touched)
+            else:
+                k = 0
+                for r in range(start, end):
+                    for c in range(own):
+                        packed[k] = bits[b, r, c]
+                        k += 1
+                count(packed[:k], tables, touched)
+        for row in range(together):
+            for c in range(own):
+                low[channel + c] = min(low[channel + c], least[row * lanes + c])
+                high[channel + c] = max(high[channel + c], most[row * lanes + c])
+                if total.size:
+                    total[channel + c] += sums[row * lanes + c]
+    return drain(tables, touched, slots, pages, used, sign)
+
+
+@numba.njit("void(int64[:,::1], float64[::1], int64)", cache=True)
 def exact_add(limbs, values, lowest_bit):
     bits = values.view(np.int64)
     for c in range(values.size):

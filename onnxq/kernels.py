@@ -14,26 +14,25 @@ import numpy as np
 Array = np.ndarray
 
 
-def observe_rows(x: Array, low: Array, high: Array, total: Array, tables: Array, touched: Array) -> None:
+def observe_rows(x: Array, low: Array, high: Array, total: Array, *pages: Any) -> int:
     """One pass over x (rows, n) float32, row r of which is of channel r % C: see pages.observe_numpy for what it adds up.
 
     low, high (C,) int32 are least and largest elements as ordered bits, total (C,) or (0,) float64 their sums or nothing.
-    tables (4, 65,536) uint64 count by `bits >> 16`: an entry holds the count above bit 40, the sum of `bits & 0xffff` below,
-    so x has at most 2^22 elements; neighbours go to different tables, so that a run of one value does not wait for its own
-    last addition.
-    touched (512,) marks the pages of 128 bins.
+    `pages` are the arguments of `drain`, which ends it. Its tables (4, 65,536) uint64 count by `bits >> 16`: an entry holds
+    the count above bit 40, the sum of `bits & 0xffff` below, so x has at most 2^22 elements; neighbours go to different
+    tables, so that a run of one value does not wait for its own last addition. touched (512,) marks the pages of 128 bins.
     """
-    _compiled().observe_rows(x.view(np.uint32), x, low, high, total, tables, touched)
+    return int(_compiled().observe_rows(x.view(np.uint32), x, low, high, total, *pages))
 
 
-def observe_columns(x: Array, low: Array, high: Array, total: Array, tables: Array, touched: Array) -> None:
+def observe_columns(x: Array, low: Array, high: Array, total: Array, *pages: Any) -> int:
     """The same for x (n, C), each column of which is a channel."""
-    _compiled().observe_columns(x.view(np.uint32), x, low, high, total, tables, touched)
+    return int(_compiled().observe_columns(x.view(np.uint32), x, low, high, total, *pages))
 
 
-def observe_blocks(x: Array, first: int, low: Array, high: Array, total: Array, tables: Array, touched: Array) -> None:
+def observe_blocks(x: Array, first: int, low: Array, high: Array, total: Array, *pages: Any) -> int:
     """The same for x (blocks, n, lanes), see blocks.Blocks; its first block is the one with number `first`."""
-    _compiled().observe_blocks(x.view(np.uint32), x, first, low, high, total, tables, touched)
+    return int(_compiled().observe_blocks(x.view(np.uint32), x, first, low, high, total, *pages))
 
 
 def drain(tables: Array, touched: Array, slots: Array, rows: Array, used: int, sign: int) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,11 +40,14 @@ class Pages:
             self._used += 1
         self._rows[self._slots[page]] += row
 
-    def drain(self, tables: np.ndarray, touched: np.ndarray, sign: int) -> None:
-        """Add the tables of a kernel, which are zero then, or take them away."""
-        while (used := kernels.drain(tables, touched, self._slots, self._rows, self._used, sign)) < 0:
+    def count(self, kernel: Callable[..., int], *arguments: Any, sign: int) -> None:
+        """Run a kernel that observes, and add what it counts, or take it away."""
+        tables, touched = _scratch()
+        used = kernel(*arguments, tables, touched, self._slots, self._rows, self._used, sign)
+        while used < 0:
             self._used = len(self._rows)
             self._reserve(1)
+            used = kernels.drain(tables, touched, self._slots, self._rows, self._used, sign)
         self._used = used
 
     def count_numpy(self, bits: np.ndarray) -> None:
@@ -87,21 +91,19 @@ def observe(x: np.ndarray | Blocks, axis: int | None, pages: Pages, sign: int = 
     if isinstance(x, Blocks):
         return _observe_blocks(x, axis, pages, sign)
     channels = 1 if axis is None else x.shape[axis]
-    keys, total, scratch = _no_keys(channels), np.zeros(0 if axis is None else channels), _scratch()
+    keys, total = _no_keys(channels), np.zeros(0 if axis is None else channels)
     for part, is_rows in _parts(x, axis):
         kernel = kernels.observe_rows if is_rows else kernels.observe_columns
-        kernel(part, keys[0], keys[1], total, *scratch)
-        pages.drain(*scratch, sign)
+        pages.count(kernel, part, keys[0], keys[1], total, sign=sign)
     low, high = _as_float(keys)
     return Extent(low, high, total)
 
 
 def _observe_blocks(x: Blocks, axis: int | None, pages: Pages, sign: int) -> Extent:
     """The extent is by channel (C,) in any case; sums only where axis is 1."""
-    keys, total, scratch = _no_keys(x.shape[1]), np.zeros(0 if axis is None else x.shape[1]), _scratch()
+    keys, total = _no_keys(x.shape[1]), np.zeros(0 if axis is None else x.shape[1])
     for part, first in _block_parts(x):
-        kernels.observe_blocks(part, first, keys[0], keys[1], total, *scratch)
-        pages.drain(*scratch, sign)
+        pages.count(kernels.observe_blocks, part, first, keys[0], keys[1], total, sign=sign)
     low, high = _as_float(keys)
     return Extent(low, high, total)
 
