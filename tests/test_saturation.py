@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as hnp
 
 import onnxq
 from onnxq.graph import Graph
+from onnxq.rows import rows_of_weight, sample_rows
 from onnxq.runtime import Session, u8s8_saturates
-from onnxq.saturation import can_saturate, excess, excess_numpy, rows_of_weight, sample_rows
+from onnxq.saturation import can_saturate, excess, excess_numpy
 
 CODES = st.integers(-128, 127)
 

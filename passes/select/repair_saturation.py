@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq import runtime
 from onnxq.graph import Node, value
 from onnxq.model import Model, Observed
 from onnxq.numerics import Array, QuantParams, QuantType, dequantize, quantize
 from onnxq.passmanager import Pass
-from onnxq.saturation import can_saturate, excess, is_depthwise, rows_of_weight, sample_rows
+from onnxq.rows import is_depthwise, rows_of_inputs, rows_of_weight
+from onnxq.saturation import can_saturate, excess
 
 INAUDIBLE = 1e-5  # of the output's power, 50 dB below it: an error that no 8-bit output shows
 FACTORS = (1.0, 1.07, 1.15, 1.23, 1.32, 1.41, 1.52, 1.63, 1.75, 1.87, 2.0)
@@ -41,7 +41,7 @@ class RepairSaturation(Pass):
         suspects = [n for n in model.compute_nodes() if self._suspicious(model, n)] if model.target.saturates else []
         if not suspects or model.calibration is None or not model.calibration.probes:
             return 0
-        rows = self._rows(model, suspects)
+        rows = rows_of_inputs(model, suspects, [self.rows] * len(suspects))
         by_weight: dict[str, list[Node]] = {}
         for node in suspects:
             by_weight.setdefault(node.inputs[1].name, []).append(node)
@@ -57,22 +57,6 @@ class RepairSaturation(Pass):
         if params.type != QuantType.INT8 or is_depthwise(node, weight) or (node.op != "Conv" and weight.ndim != 2):
             return False
         return bool(can_saturate(rows_of_weight(node, quantize(weight, params))).any())
-
-    def _rows(self, model: Model, nodes: list[Node]) -> dict[str, Array]:
-        """Rows of each node's float input, (groups, R, K), from all the probe feeds."""
-        assert model.calibration is not None
-        rng = np.random.default_rng(0)
-        names = dict.fromkeys(n.inputs[0].name for n in nodes)
-        session = runtime.Session(runtime.exposed(model.graph.to_stored_proto(), names), threads=model.threads)
-        probes = model.calibration.probes
-        count = -(-self.rows // len(probes))
-        found: dict[str, list[Array]] = {n.name: [] for n in nodes}
-        for feed in probes:
-            values = {**feed, **session.run(feed)}
-            for node in nodes:
-                x, weight = values[node.inputs[0].name], np.asarray(value(node.inputs[1]))
-                found[node.name].append(sample_rows(node, x, weight, 0.0, count, rng))
-        return {name: np.concatenate(parts, 1) for name, parts in found.items()}
 
     def _repair(self, model: Model, name: str, nodes: list[Node], rows: dict[str, Array]) -> int:
         """Choose for one weight, by the errors of all the nodes that read it."""
