@@ -266,3 +266,39 @@ def rounding_errors(rows, scale, low, high, total):
                 off[k] = np.rint(min(max(x[k] / s, a), b)) * s - x[k]
             add_squares(off[: x.size], sums)
         total[c] = sums.sum()
+
+
+CUBE = "float32[:,:,::1]"
+
+
+@numba.njit(
+    f"int64(int32[:,:,::1], {CUBE}, {CUBE}, {CUBE}, float32[:,::1], int32[:,::1], int32[:,::1], int32)",
+    cache=True,
+    nogil=True,
+)
+def round_block(codes, gradient, moments, change, scale, low, high, pair_limit):
+    changed, columns = 0, codes.shape[2]
+    for group in range(codes.shape[0]):
+        for row in range(codes.shape[1]):
+            own, slope, step = codes[group, row], gradient[group, row], scale[group, row]
+            for k in range(columns):
+                curvature = moments[group, k, k]
+                if curvature <= 0:
+                    continue
+                old = own[k]
+                steps = np.rint(slope[k] / (curvature * step))
+                new = old - np.int32(min(max(steps, np.float32(-1)), np.float32(1)))
+                new = min(max(new, low[group, row]), high[group, row])
+                if pair_limit and (k ^ 1) < columns:
+                    other = own[k ^ 1]
+                    limit = max(pair_limit, abs(old + other))
+                    new = min(max(new, -limit - other), limit - other)
+                if new == old:
+                    continue
+                added = np.float32(new - old) * step
+                own[k] = new
+                change[group, row, k] += added
+                for j in range(columns):
+                    slope[j] += added * moments[group, k, j]
+                changed += 1
+    return changed

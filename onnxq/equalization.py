@@ -17,6 +17,7 @@ from onnxq.model import EQUALIZED
 from onnxq.sketch import ChannelStatistics
 
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)  # of the range, tried in turn: how much of the disparity goes into the weights
+FAINT = 1e-3  # of the mean signal, below which a channel counts less
 SMALLEST = 2.0**-6  # a channel that was hardly used in calibration may be used more later
 
 
@@ -33,52 +34,50 @@ def conv_readers(graph: Graph, tensor: Tensor) -> list[Node] | None:
     return nodes
 
 
-def has_constant_parameters(node: Node) -> bool:
-    bias = input_at(node, 2)
-    return isinstance(node.inputs[1], Constant) and (bias is None or isinstance(bias, Constant))
-
-
 def choose_factors(
-    statistics: ChannelStatistics, readers: Sequence[Node], *, before: ChannelStatistics | None = None, gain: float
+    parts: Sequence[ChannelStatistics], readings: Sequence[tuple[Node, ChannelStatistics]], *, gain: float
 ) -> np.ndarray | None:
     """(C,) factors to divide the channels by: those of least predicted noise in the readers' outputs; None where none of
     them comes to less than `gain` of the noise that is there now.
 
-    `statistics` are of the tensor that the readers read, `before` of one that is scaled and quantized along with it.
+    `parts` are of the tensors that are scaled and quantized, `readings` the Convs that read one of them, and which.
     """
-    parts = [statistics, *([before] if before is not None else [])]
-    largest = np.max([np.maximum(np.abs(p.minimum), np.abs(p.maximum)) for p in parts], axis=0).astype(np.float64)
-    if not np.isfinite(largest).all() or largest.max() <= 0:
+    extents = [np.maximum(np.abs(p.minimum), np.abs(p.maximum)).astype(np.float64) for p in parts]
+    if not all(np.isfinite(e).all() and e.max() > 0 for e in extents):
         return None
-    seen = parts[0]
-    square = np.square(seen.mean) + np.square((seen.maximum.astype(np.float64) - seen.minimum) / 6)
-    share = np.where(largest > 0, largest, largest.max()) / largest.max()
-    best, least = None, gain * _noise(np.ones(len(share)), square, parts, readers)
+    share = np.max([e / e.max() for e in extents], axis=0)  # a channel needs the most of its range in one of them
+    share = np.where(share > 0, share, 1.0)
+    squares = {id(s): np.square(s.mean) + np.square((s.maximum.astype(np.float64) - s.minimum) / 6) for _, s in readings}
+    read = [(node, squares[id(s)]) for node, s in readings]
+    best, least = None, gain * _noise(np.ones(len(share)), parts, read)
     for exponent in EXPONENTS:
         factors = np.exp2(np.rint(np.log2(np.maximum(share**exponent, SMALLEST))))
-        noise = _noise(factors, square, parts, readers)
+        noise = _noise(factors, parts, read)
         if noise < least:
             best, least = factors, noise
     return best if best is not None and np.any(best != 1) else None
 
 
-def _noise(factors: np.ndarray, square: np.ndarray, parts: Sequence[ChannelStatistics], readers: Sequence[Node]) -> float:
-    """Expected squared error, summed over the readers' output channels, of 8-bit activations and 8-bit weights.
+def _noise(factors: np.ndarray, parts: Sequence[ChannelStatistics], readings: Sequence[tuple[Node, np.ndarray]]) -> float:
+    """Expected noise over signal of the readers' output channels, of 8-bit activations and 8-bit weights, on average.
 
-    A rounding error is uniform: its variance is step^2 / 12. `square` (C,) are the mean squares of the channels that are
-    read; what a channel holds is taken to spread over six sigma.
+    Over signal, as every channel counts: what comes after brings them to one size again. A rounding error is uniform: its
+    variance is step^2 / 12. A reading is a node and the mean squares (C,) of what it reads; what a channel holds is taken to
+    spread over six sigma.
     """
     steps = [
         (max(0.0, float((p.maximum / factors).max())) - min(0.0, float((p.minimum / factors).min()))) / 255 for p in parts
     ]
-    total = 0.0
-    for node in readers:
-        weight = _by_group(node) * _spread(factors, node)  # (G, M / G, C / G, K)
-        energy = np.square(weight).sum((1, 3)).reshape(-1)  # by input channel
-        total += sum(step**2 / 12 for step in steps) * float(energy.sum())
-        weight_steps = np.abs(weight).max((2, 3)) / 127  # (G, M / G)
-        scaled = (square / factors**2).reshape(len(weight), -1).sum(1) * weight.shape[3]
-        total += float((np.square(weight_steps).sum(1) / 12 * scaled).sum())
+    variance, total = sum(step**2 / 12 for step in steps), 0.0
+    for node, square in readings:
+        weight = _by_group(node)  # (G, M / G, C / G, K)
+        power = square.reshape(len(weight), 1, -1, 1)
+        signal = (np.square(weight) * power).sum((2, 3))  # (G, M / G)
+        scaled = weight * _spread(factors, node)
+        weight_variance = np.square(np.abs(scaled).max((2, 3)) / 127) / 12
+        read = (square / factors**2).reshape(len(weight), 1, -1).sum(2) * weight.shape[3]
+        noise = variance * np.square(scaled).sum((2, 3)) + weight_variance * read
+        total += float((noise / (signal + FAINT * signal.mean() + np.finfo(np.float64).tiny)).mean())
     return total
 
 
@@ -102,8 +101,8 @@ def scale_inputs(graph: Graph, node: Node, tensor: Variable, factors: np.ndarray
     graph.set_input(node, 1, graph.constant(node.inputs[1].name, scaled))
 
 
-def scale_outputs(graph: Graph, node: Node, factors: np.ndarray) -> Variable:
-    """Let a Conv give its output divided by the factors, as a tensor of a new name, which is returned."""
+def scale_outputs(graph: Graph, node: Node, factors: np.ndarray, scaled: Variable | None = None) -> Variable:
+    """Let a Conv give its output divided by the factors, as `scaled` or a tensor of a new name, which is returned."""
     result = node.outputs[0]
     for index in (1, 2):
         old = value(input_at(node, index))
@@ -112,6 +111,12 @@ def scale_outputs(graph: Graph, node: Node, factors: np.ndarray) -> Variable:
             graph.set_input(
                 node, index, graph.constant(node.inputs[index].name, (old / factors.reshape(shape)).astype(old.dtype))
             )
-    scaled = graph.variable(f"{result.name}{EQUALIZED}", result.dtype, result.shape)
+    if scaled is None:
+        scaled = evened(graph, result)
     graph.rewire(node, outputs=[scaled])
     return scaled
+
+
+def evened(graph: Graph, tensor: Tensor) -> Variable:
+    """A tensor for the same with its channels evened out, under a name that tells so."""
+    return graph.variable(f"{tensor.name}{EQUALIZED}", tensor.dtype, tensor.shape)

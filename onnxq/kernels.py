@@ -66,6 +66,18 @@ def rounding_errors(rows: Array, scale: Array, low: Array, high: Array, total: A
     _compiled().rounding_errors(rows, scale, low, high, total)
 
 
+def round_block(
+    codes: Array, gradient: Array, moments: Array, change: Array, scale: Array, low: Array, high: Array, pair_limit: int
+) -> int:
+    """One sweep over some columns of rounding.improve: how many of codes (G, M, B) int32 were changed, each by one step.
+
+    gradient (G, M, B) is error times moments, moments (G, B, B), change (G, M, B) takes what is added to the weights, scale
+    (G, M), all float32; low and high (G, M) int32 are the least and largest codes; pair_limit, if not 0, is the largest
+    magnitude that the sum of codes 2j and 2j + 1 may get.
+    """
+    return int(_compiled().round_block(codes, gradient, moments, change, scale, low, high, pair_limit))
+
+
 @lru_cache(maxsize=1)
 def _compiled() -> Any:
     return import_module("onnxq.compiled")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -138,6 +138,7 @@ class Model:
     slower: frozenset[str] = frozenset()  # nodes that were measured to be faster in float
     at_run_time: bool = False  # whether linear layers quantize their input at every run wherever they can
     refusals: list[tuple[str, str]] = field(default_factory=list)
+    rounded: dict[Any, Any] = field(default_factory=dict)  # of round-weights, shared by all forks
     constants: dict[str, tuple[Constant, Constant]] = field(default_factory=dict)  # scale and zero point, once lowered
     zero_points: dict[str, Constant] = field(default_factory=dict)
 
@@ -166,6 +167,7 @@ class Model:
             slower=self.slower,
             at_run_time=self.at_run_time,
             refusals=list(self.refusals),
+            rounded=self.rounded,
         )
 
     def refuse(self, node: Node, why: str) -> None:

@@ -23,6 +23,13 @@ def rows_of_weight(node: Node, weight: Array) -> Array:
     return weight.T[None]
 
 
+def matrix_of_rows(node: Node, rows: Array, shape: Sequence[int]) -> Array:
+    """A weight of this shape, the rows of which are these: the way back from `rows_of_weight`."""
+    if node.op == "Conv":
+        return np.moveaxis(rows.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
+    return rows[0] if node.op == "Gemm" and node.attrs.get("transB", 0) else rows[0].T
+
+
 def is_depthwise(node: Node, weight: Array) -> bool:
     """Whether the Conv has one input and one output channel a group; any other group is a matrix product."""
     return node.op == "Conv" and weight.shape[1] == 1 and weight.shape[0] == int(node.attrs.get("group", 1))

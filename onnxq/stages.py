@@ -82,7 +82,8 @@ SELECT: tuple[type[Pass], ...] = (
 )
 REFINE: tuple[type[Pass], ...] = (
     p.RepairBiasScales,  # changes weight parameters
-    p.CorrectBias,  # needs the final ones
+    p.RoundWeights,  # needs the final ones
+    p.CorrectBias,  # of the layers that round-weights left
 )
 LOWER: tuple[type[Pass], ...] = (
     p.InsertDynamic,  # before the rest, which would round these layers' weights and biases another way

@@ -64,6 +64,7 @@ from onnxq.passes.recover.remove_fake_quantize import RemoveFakeQuantize
 from onnxq.passes.recover.remove_quantize_pairs import RemoveQuantizePairs
 from onnxq.passes.refine.correct_bias import CorrectBias
 from onnxq.passes.refine.repair_bias_scales import RepairBiasScales
+from onnxq.passes.refine.round_weights import RoundWeights
 from onnxq.passes.select.repair_saturation import RepairSaturation
 from onnxq.passes.select.select_dynamic import SelectDynamic
 from onnxq.passes.select.select_layers import SelectLayers
@@ -121,8 +122,9 @@ PASSES = {
         RepairSaturation,
         SelectDynamic,
         SelectLayers,
-        CorrectBias,
         RepairBiasScales,
+        RoundWeights,
+        CorrectBias,
         InsertDynamic,
         InsertDynamicLstm,
         InsertWeightOnly,

@@ -73,7 +73,7 @@ def test_factors_are_powers_of_two_that_leave_the_largest_channel_alone(seed: in
     sizes = (10 ** rng.uniform(-3, 3, 8)).reshape(1, -1, 1, 1)
     sketch.update((rng.random((2, 8, 6, 6)) * sizes).astype(np.float32))
     assert sketch.channels is not None
-    factors = choose_factors(sketch.channels, [graph.nodes[-1]], gain=1.0)
+    factors = choose_factors([sketch.channels], [(graph.nodes[-1], sketch.channels)], gain=1.0)
     if factors is not None:
         assert np.all(np.log2(factors) == np.rint(np.log2(factors)))
         assert factors.max() == factors[int(sizes.argmax())] == 1
@@ -96,4 +96,4 @@ def test_channels_that_are_alike_are_left_alone() -> None:
     graph, sketch = Graph.from_proto(network(0)), TensorSketch(1)
     sketch.update(np.random.default_rng(0).standard_normal((4, 8, 6, 6)).astype(np.float32))
     assert sketch.channels is not None
-    assert choose_factors(sketch.channels, [graph.nodes[-1]], gain=0.8) is None
+    assert choose_factors([sketch.channels], [(graph.nodes[-1], sketch.channels)], gain=0.8) is None

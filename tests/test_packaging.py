@@ -59,7 +59,7 @@ ALLOWED = {  # what the files of a stage may import of onnxq
     "recover": {"graph", "model", "numerics", "passmanager", "recovery"},
     "canonicalize": {"graph", "model", "numerics", "passmanager", "errors", "proto", "runtime"},
     "fuse": {"graph", "model", "numerics", "passmanager", "errors", "pattern", "normalization", "rotary"},
-    "equalize": {"graph", "model", "numerics", "passmanager", "errors", "equalization"},
+    "equalize": {"graph", "model", "numerics", "passmanager", "errors", "equalization", "sketch", "streams"},
     "place": {"graph", "model", "numerics", "passmanager", "errors"},
     "observe": {
         "graph",
@@ -86,10 +86,23 @@ ALLOWED = {  # what the files of a stage may import of onnxq
         "audit",
         "runtime",
         "saturation",
+        "rows",
         "emulation",
         "sketch",
     },
-    "refine": {"graph", "model", "numerics", "passmanager", "errors", "runtime", "sketch", "saturation"},
+    "refine": {
+        "graph",
+        "model",
+        "numerics",
+        "passmanager",
+        "errors",
+        "runtime",
+        "sketch",
+        "saturation",
+        "biases",
+        "rows",
+        "rounding",
+    },
     "lower": {"graph", "model", "numerics", "passmanager", "errors", "weights"},
 }
 

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.equalization import choose_factors, conv_readers, has_constant_parameters, scale_inputs, scale_outputs
+from onnxq.equalization import choose_factors, conv_readers, evened, scale_inputs, scale_outputs
 from onnxq.graph import Node, Tensor
-from onnxq.model import EQUALIZED, Model
+from onnxq.model import Model
 from onnxq.passmanager import Pass
+from onnxq.streams import has_constant_parameters
 
 GATES = ("Sigmoid", "HardSigmoid")
 
@@ -55,7 +56,7 @@ class EqualizeGates(Pass):
         if model.trained.keys() & {x.name, result.name, first.inputs[1].name, *(r.inputs[1].name for r in readers)}:
             model.refuse(first, "its ranges came with the model")
             return False
-        factors = choose_factors(after, readers, before=before, gain=gain)
+        factors = choose_factors([after, before], [(r, after) for r in readers], gain=gain)
         if factors is None:
             model.refuse(first, "its channels are even enough")
             return False
@@ -64,7 +65,7 @@ class EqualizeGates(Pass):
         scaled = scale_outputs(graph, first, factors)
         argument = graph.variable(f"{x.name}_gate_input", x.dtype, x.shape)
         gate = graph.variable(f"{x.name}_gate", x.dtype, x.shape)
-        product = graph.variable(f"{result.name}{EQUALIZED}", result.dtype, result.shape)
+        product = evened(graph, result)
         graph.insert("Mul", [scaled, graph.constant(f"{x.name}_factors", by_channel)], [argument])
         graph.insert(op, [argument], [gate], attrs)
         graph.insert("Mul", [scaled, gate], [product])

@@ -69,6 +69,10 @@ def observed_tensors(model: Model) -> dict[str, int | None]:
     for node in model.compute_nodes():
         if (node.name, 0) in model.quantized_inputs and isinstance(node.inputs[1], Constant):
             axes[node.inputs[0].name] = 1 if node.op == "Conv" else -1
+    for node in model.graph.find("Add"):  # equalize-layers looks at all that is added up between Convs
+        for tensor in node.inputs:
+            if isinstance(model.specs.get(tensor.name), Observed) and len(tensor.shape or ()) == 4:
+                axes.setdefault(tensor.name, 1)
     for node in model.graph.find(*GATES):  # equalize-gates looks at what goes in, too
         maker = model.graph.producer(node.inputs[0])
         if maker is not None and maker.op == "Conv" and maker.name in model.planned:

@@ -1,0 +1,122 @@
+"""round-weights"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.biases import add_to_bias, mean_output
+from onnxq.graph import Node, value
+from onnxq.model import Derived, Dynamic, Model, Observed
+from onnxq.numerics import Array, QuantParams, dequantize, fake_quantize, quantize
+from onnxq.passmanager import Pass
+from onnxq.rounding import error, improve, moments, shrunk
+from onnxq.rows import is_depthwise, matrix_of_rows, rows_of_inputs, rows_of_weight
+from onnxq.saturation import SAFE_SUM
+
+HELD_OUT = 4  # every so many'th row tells whether the others told the truth
+
+
+@dataclass(frozen=True)
+class RoundWeights(Pass):
+    """Round each weight so that the layer's outputs are nearest, and not each element by itself.
+
+    Given:   %1 = Conv(%0, W, B)       params of %0 and W; rows of %0 from the probe feeds of the calibration
+    Result:  %1 = Conv(%0, W', B')     W' on the grid of W's params, each element at most a few steps from W (rounding.py);
+             B' = B + (W - W') E[x] where there is a bias
+    Refused: a row of the weight has more than `largest` elements; on rows that were held out the outputs come no nearer;
+             its parameters came with the model; several layers read the weight.
+
+    Where kernels saturate, no pair of codes comes to a sum outside [-128, 128] that was not outside before.
+    """
+
+    name: ClassVar[str] = "round-weights"
+    rows: int = 4096
+    largest: int = 4608
+
+    def apply(self, model: Model) -> int:
+        if model.calibration is None or not model.calibration.probes:
+            return 0
+        layers = [n for n in model.compute_nodes() if self._is_for(model, n)]
+        if not layers:
+            return 0
+        new = [n for n in layers if self._key(model, n) not in model.rounded]
+        rows = rows_of_inputs(model, new, [self.rows] * len(new)) if new else {}
+        for node in new:
+            model.rounded[self._key(model, node)] = value(node.inputs[1]), self._round(model, node, rows.pop(node.name))
+        return sum(_write(model, node, model.rounded[self._key(model, node)][1]) for node in layers)
+
+    def _key(self, model: Model, node: Node) -> tuple[object, ...]:
+        """Of what the codes depend on. Arrays are never written in place, and the table keeps them alive."""
+        params, x = model.params_of(node.inputs[1].name), _input_params(model, node)
+        grids = [p and (p.scale.tobytes(), p.zero_point.tobytes(), p.type) for p in (params, x)]
+        return (node.name, id(value(node.inputs[1])), *grids, model.bias_of(node) is not None)
+
+    def _is_for(self, model: Model, node: Node) -> bool:
+        weight = value(node.inputs[1])
+        if (node.name, 1) not in model.quantized_inputs or weight is None or (node.op != "Conv" and weight.ndim != 2):
+            return False
+        if not isinstance(model.specs.get(node.inputs[1].name), Observed) or node.inputs[1].name in model.trained:
+            return False
+        if rows_of_weight(node, weight).shape[2] > self.largest or len(model.readers(node.inputs[1])) > 1:
+            model.refuse(node, "its weight is too large, or others read it too")
+            return False
+        return True
+
+    def _round(self, model: Model, node: Node, x: Array) -> Array | None:
+        """The weight on its grid; None where that is best left to rounding to nearest."""
+        weight = np.asarray(value(node.inputs[1]), np.float32)
+        params, read = model.params_of(node.inputs[1].name), _input_params(model, node)
+        has_bias = model.bias_of(node) is not None
+        if read is not None:
+            x = fake_quantize(x, read)
+        limit = SAFE_SUM if model.target.saturates and params.type.signed and not is_depthwise(node, weight) else 0
+        matrix, codes = rows_of_weight(node, weight), rows_of_weight(node, quantize(weight, params).astype(np.int32))
+        scale, zero = (_by_row(v, matrix.shape[:2]) for v in (params.scale, params.zero_point.astype(np.int32)))
+        held_out = np.arange(x.shape[1]) % HELD_OUT == 0
+        seen, unseen = (x, x) if held_out.all() else (x[:, ~held_out], x[:, held_out])
+        told = shrunk(moments(seen, centred=has_bias), seen.shape[1])
+        better = improve(
+            matrix, codes, scale, zero, (params.type.qmin, params.type.qmax), told,
+            pair_limit=limit,
+        )  # fmt: skip
+        check = moments(unseen, centred=has_bias)
+        before, after = (error(matrix, (c - zero[..., None]) * scale[..., None], check) for c in (codes, better))
+        if after >= before:
+            return None
+        return dequantize(matrix_of_rows(node, better, weight.shape).astype(params.type.dtype), params)
+
+
+def _input_params(model: Model, node: Node) -> QuantParams | None:
+    """What the layer's input is rounded with; None where it is float, or has other parameters at each run."""
+    name = node.inputs[0].name
+    if (node.name, 0) not in model.quantized_inputs or isinstance(model.specs.get(name), Dynamic):
+        return None
+    return model.params_of(name)
+
+
+def _by_row(values: Array, shape: Sequence[int]) -> Array:
+    return np.broadcast_to(values, int(np.prod(shape))).reshape(shape) if values.ndim == 0 else values.reshape(shape)
+
+
+def _write(model: Model, node: Node, rounded: Array | None) -> int:
+    """Give the layer the rounded weight, and its bias what that makes of the mean of its input."""
+    if rounded is None:
+        model.refuse(node, "on rows that were held out its outputs come no nearer")
+        return 0
+    old, params = node.inputs[1], model.params_of(node.inputs[1].name)
+    off = np.asarray(value(old), np.float64) - rounded
+    new = model.graph.constant(old.name, rounded)
+    model.specs[new.name], model.params[new.name] = model.specs.pop(old.name), params
+    for name, spec in model.specs.items():
+        if isinstance(spec, Derived) and spec.weight == old.name:
+            model.specs[name] = replace(spec, weight=new.name)
+    model.graph.set_input(node, 1, new)
+    sketch = model.calibration.sketches.get(node.inputs[0].name) if model.calibration else None
+    means = None if sketch is None else sketch.along(1 if node.op == "Conv" else -1, len(node.inputs[0].shape or ()))
+    if means is not None and model.bias_of(node) is not None:
+        add_to_bias(model, node, mean_output(node, off, means.mean))
+    return 1

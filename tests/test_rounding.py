@@ -1,0 +1,87 @@
+"""rounding.py: laws of the descent, its compiled sweep against plain numpy, and what it gains on a shipped model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import onnxq
+from onnxq.recipe import Recipe
+from onnxq.rounding import SWEEPS, error, improve, moments, shrunk
+
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 2, 9, 31, 130, 260]))
+
+
+def layer(seed: int, shape: tuple[int, int, int], correlation: float = 3.0) -> tuple[np.ndarray, ...]:
+    """Weight (G, M, K), codes, scale and zero point (G, M), moments (G, K, K) of inputs with a part in common."""
+    rng, (groups, _, width) = np.random.default_rng(seed), shape
+    weight = rng.standard_normal(shape).astype(np.float32)
+    scale = (np.abs(weight).max(2) / 100).astype(np.float32)
+    x = rng.standard_normal((groups, 400, width)) + correlation * rng.standard_normal((groups, 400, 1))
+    codes = np.rint(weight / scale[..., None]).astype(np.int32)
+    return weight, codes, scale, np.zeros(scale.shape, np.int32), shrunk(moments(x, centred=True), 400)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), shape=SHAPES, zero=st.sampled_from([0, 128]))
+def test_the_error_never_grows_and_codes_stay_near(seed: int, shape: tuple[int, int, int], zero: int) -> None:
+    weight, codes, scale, zeros, told = layer(seed, shape)
+    better = improve(weight, codes + zero, scale, zeros + zero, (zero - 100, zero + 100), told) - zero
+    assert np.abs(better - codes).max() <= SWEEPS
+    assert np.abs(better).max() <= 100
+    before, after = (error(weight, c * scale[..., None], told) for c in (codes, better))
+    assert after <= before * (1 + 1e-4) + 1e-7
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), shape=SHAPES)
+def test_no_pair_gets_beyond_the_limit(seed: int, shape: tuple[int, int, int]) -> None:
+    weight, codes, scale, zeros, told = layer(seed, shape)
+    better = improve(weight, codes, scale, zeros, (-127, 127), told, pair_limit=128)
+    pairs = lambda c: np.abs(c[..., : c.shape[2] // 2 * 2].reshape(*c.shape[:2], -1, 2).sum(3))  # noqa: E731
+    assert np.all(pairs(better) <= np.maximum(pairs(codes), 128))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 40)))
+def test_the_compiled_sweep_does_what_numpy_does(seed: int, shape: tuple[int, int, int]) -> None:
+    weight, codes, scale, zeros, told = layer(seed, shape)
+    better, expected = improve(weight, codes, scale, zeros, (-127, 127), told), sweep(weight, codes, scale, told)
+    one, other = (error(weight, c * scale[..., None], told) for c in (better, expected))
+    assert one == pytest.approx(other, rel=0.05, abs=1e-9)  # an element on the edge may fall to either side
+    assert (better != expected).mean() < 0.05
+
+
+def sweep(weight: np.ndarray, codes: np.ndarray, scale: np.ndarray, told: np.ndarray) -> np.ndarray:
+    """The same descent in float64, written as the formula says."""
+    codes = codes.astype(np.int64)
+    for _ in range(SWEEPS):
+        for g, m, k in np.ndindex(*codes.shape):
+            off = codes[g, m] * scale[g, m].astype(np.float64) - weight[g, m]
+            steps = np.rint(off @ told[g, :, k] / (told[g, k, k] * scale[g, m]))
+            codes[g, m, k] = np.clip(codes[g, m, k] - np.clip(steps, -1, 1), -127, 127)
+    return codes
+
+
+def test_inputs_that_are_alike_make_up_for_each_other() -> None:
+    weight, codes, scale, zeros, told = layer(0, (1, 16, 36))
+    better = improve(weight, codes, scale, zeros, (-127, 127), told)
+    gained = error(weight, codes * scale[..., None], told) / error(weight, better * scale[..., None], told)
+    assert gained > 3
+
+
+def test_outputs_of_4_bit_weights_come_nearer(models: Path) -> None:
+    sqnr = []
+    for passes in ({}, {"round-weights": False}):
+        recipe = Recipe(target="cpu", weight_bits=4, passes=passes)
+        report = onnxq.quantize(
+            models / "residual.onnx", models / "digits_calibration.npz", eval=models / "digits_evaluation.npz",
+            recipe=recipe, max_samples=100,
+        )  # fmt: skip
+        assert report.accuracy is not None
+        sqnr.append(next(iter(report.accuracy.real.outputs.values())).sqnr)
+    assert sqnr[0] > sqnr[1] + 1.0, "less than 1 dB gained"
