@@ -10,6 +10,15 @@ from onnxq.numerics import Array
 from onnxq.rows import rows_of_weight
 
 
+def means_of_input(model: Model, node: Node) -> Array | None:
+    """The mean of each channel that a layer reads, where its bias can make up for what errors of the weight make of it."""
+    if node.op == "MatMul" and model.bias_of(node) is None:
+        return None
+    sketch = model.calibration.sketches.get(node.inputs[0].name) if model.calibration else None
+    found = None if sketch is None else sketch.along(1 if node.op == "Conv" else -1, len(node.inputs[0].shape or ()))
+    return None if found is None else found.mean
+
+
 def mean_output(node: Node, weight: Array, mean: Array) -> Array:
     """What the layer gives, by output channel, for an input that is everywhere its channels' mean."""
     rows = rows_of_weight(node, weight)  # (groups, M / group, kernel positions x C / group)

@@ -22,7 +22,9 @@ from onnxq.errors import CalibrationError
 from onnxq.sketch import TensorSketch
 
 SCHEMA = 4
-PROBES = 4
+PROBES = 16
+FEWEST_PROBES = 4  # however large they are
+MOST_BYTES = 8 << 20  # of all probes together
 LOUDEST = 4
 Feed = dict[str, np.ndarray]
 
@@ -31,7 +33,7 @@ Feed = dict[str, np.ndarray]
 class Calibration:
     """Sketches by tensor, and what they were made from.
 
-    Feeds count by their index in the data. `probes` are those of least hash and `loudest` those of most output energy, the
+    Feeds count by their index in the data. `probes` are the few of least hash and `loudest` those of most output energy, the
     first most: the same ones whatever the order in which feeds are seen. A sketch holds for a tensor of its cone only.
     """
 
@@ -66,7 +68,7 @@ class Calibration:
 
     def _keep(self, feeds: Mapping[str, Feed], energies: Mapping[str, float]) -> None:
         kept, loud = {**self.kept, **feeds}, {**self.energies, **energies}
-        probes = sorted({*self.probe_hashes, *feeds})[:PROBES]
+        probes = _few(sorted({*self.probe_hashes, *feeds}), kept)
         loudest = sorted(loud, key=lambda digest: (loud[digest], digest), reverse=True)[:LOUDEST]
         self.probe_hashes, self.energies = probes, {digest: loud[digest] for digest in loudest}
         self.kept = {digest: kept[digest] for digest in sorted({*probes, *loudest})}
@@ -171,6 +173,17 @@ class Calibration:
             raise CalibrationError(
                 f"{path} is no readable calibration file: {error}; make it with onnxq calibrate"
             ) from error
+
+
+def _few(digests: Sequence[str], feeds: Mapping[str, Feed]) -> list[str]:
+    """The first of these feeds, as many as are small enough together: of parts of the data they are what they are of all."""
+    few, size = [], 0
+    for digest in digests[:PROBES]:
+        size += sum(array.nbytes for array in feeds[digest].values())
+        if len(few) >= FEWEST_PROBES and size > MOST_BYTES:
+            break
+        few.append(digest)
+    return few
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:

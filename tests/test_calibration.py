@@ -12,9 +12,9 @@ import numpy as np
 import onnx.parser
 import pytest
 
-import onnxq
+import onnxq.calibration
 from onnxq import cli
-from onnxq.calibration import PROBES, Calibration, hash_of_feed
+from onnxq.calibration import FEWEST_PROBES, PROBES, Calibration, hash_of_feed, merged
 from onnxq.collection import Collecting, collect
 from onnxq.data import Sample
 from onnxq.errors import CalibrationError, DataError
@@ -50,10 +50,21 @@ def test_nonfinite_activations_name_tensor_and_sample(value: float, word: str) -
 
 
 def test_the_probes_are_the_same_whatever_the_order() -> None:
-    proto, feeds = onnx.parser.parse_model(NET), samples(9)
+    proto, feeds = onnx.parser.parse_model(NET), samples(2 * PROBES)
     one, other = collect(proto, {"a": None}, feeds), collect(proto, {"a": None}, feeds[::-1])
     assert len(one.probes) == PROBES
     assert [hash_of_feed(p) for p in one.probes] == [hash_of_feed(p) for p in other.probes]
+
+
+@pytest.mark.parametrize(("limit", "count"), [(1, FEWEST_PROBES), (6 * 24, 6), (10**9, PROBES)])
+def test_probes_are_fewer_where_feeds_are_large(limit: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those of merged parts are those of the whole."""
+    monkeypatch.setattr(onnxq.calibration, "MOST_BYTES", limit)
+    proto, feeds = onnx.parser.parse_model(NET), samples(2 * PROBES)  # of 24 bytes
+    whole = collect(proto, {"a": None}, feeds)
+    parts = [collect(proto, {"a": None}, part) for part in (feeds[:5], feeds[5:])]
+    assert len(whole.probes) == count
+    assert merged(parts).probe_hashes == whole.probe_hashes
 
 
 def test_a_file_holds_all_of_it(tmp_path: Path) -> None:

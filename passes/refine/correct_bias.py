@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.biases import add_to_bias, mean_output
+from onnxq.biases import add_to_bias, mean_output, means_of_input
 from onnxq.graph import value
 from onnxq.model import Model
 from onnxq.numerics import fake_quantize
@@ -34,14 +34,12 @@ class CorrectBias(Pass):
             if node.op == "MatMul" and model.bias_of(node) is None:
                 model.refuse(node, "it has no bias")
                 continue
-            sketch = model.calibration.sketches.get(node.inputs[0].name) if model.calibration else None
-            weight = np.asarray(value(node.inputs[1]))
-            means = None if sketch is None else sketch.along(1 if node.op == "Conv" else -1, len(node.inputs[0].shape or ()))
+            weight, means = np.asarray(value(node.inputs[1])), means_of_input(model, node)
             if means is None or (node.op != "Conv" and weight.ndim != 2):
                 model.refuse(node, "no per-channel means of its input are known")
                 continue
             error = weight.astype(np.float64) - fake_quantize(weight, model.params_of(node.inputs[1].name))
-            shift = mean_output(node, error, means.mean)
+            shift = mean_output(node, error, means)
             if np.any(shift):
                 add_to_bias(model, node, shift)
                 corrected += 1

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from onnxq.biases import add_to_bias, mean_output
-from onnxq.graph import Node, value
-from onnxq.model import Derived, Dynamic, Model, Observed
+from onnxq.biases import add_to_bias, mean_output, means_of_input
+from onnxq.graph import Constant, Node, value
+from onnxq.model import Dynamic, Model, Observed
 from onnxq.numerics import Array, QuantParams, dequantize, fake_quantize, quantize
 from onnxq.passmanager import Pass
 from onnxq.rounding import error, improve, moments, shrunk
 from onnxq.rows import is_depthwise, matrix_of_rows, rows_of_inputs, rows_of_weight
 from onnxq.saturation import SAFE_SUM
 
-HELD_OUT = 4  # every so many'th row tells whether the others told the truth
+HELD_OUT = 4  # one in so many rows tells whether the others told the truth
+WORTH = 0.97  # of the error before, on those rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class RoundWeights(Pass):
         """Of what the codes depend on. Arrays are never written in place, and the table keeps them alive."""
         params, x = model.params_of(node.inputs[1].name), _input_params(model, node)
         grids = [p and (p.scale.tobytes(), p.zero_point.tobytes(), p.type) for p in (params, x)]
-        return (node.name, id(value(node.inputs[1])), *grids, model.bias_of(node) is not None)
+        return (node.name, id(value(node.inputs[1])), *grids, means_of_input(model, node) is not None)
 
     def _is_for(self, model: Model, node: Node) -> bool:
         weight = value(node.inputs[1])
@@ -70,22 +71,22 @@ class RoundWeights(Pass):
         """The weight on its grid; None where that is best left to rounding to nearest."""
         weight = np.asarray(value(node.inputs[1]), np.float32)
         params, read = model.params_of(node.inputs[1].name), _input_params(model, node)
-        has_bias = model.bias_of(node) is not None
+        centred = means_of_input(model, node) is not None
         if read is not None:
             x = fake_quantize(x, read)
         limit = SAFE_SUM if model.target.saturates and params.type.signed and not is_depthwise(node, weight) else 0
         matrix, codes = rows_of_weight(node, weight), rows_of_weight(node, quantize(weight, params).astype(np.int32))
         scale, zero = (_by_row(v, matrix.shape[:2]) for v in (params.scale, params.zero_point.astype(np.int32)))
-        held_out = np.arange(x.shape[1]) % HELD_OUT == 0
-        seen, unseen = (x, x) if held_out.all() else (x[:, ~held_out], x[:, held_out])
-        told = shrunk(moments(seen, centred=has_bias), seen.shape[1])
+        end = x.shape[1] - x.shape[1] // HELD_OUT  # rows of one feed are alike: those held out are of other feeds
+        seen, unseen = x[:, :end], x[:, end:] if end < x.shape[1] else x
+        told = shrunk(moments(seen, centred=centred), seen.shape[1])
         better = improve(
             matrix, codes, scale, zero, (params.type.qmin, params.type.qmax), told,
             pair_limit=limit,
         )  # fmt: skip
-        check = moments(unseen, centred=has_bias)
+        check = moments(unseen, centred=centred)
         before, after = (error(matrix, (c - zero[..., None]) * scale[..., None], check) for c in (codes, better))
-        if after >= before:
+        if after > WORTH * before:
             return None
         return dequantize(matrix_of_rows(node, better, weight.shape).astype(params.type.dtype), params)
 
@@ -107,16 +108,11 @@ def _write(model: Model, node: Node, rounded: Array | None) -> int:
     if rounded is None:
         model.refuse(node, "on rows that were held out its outputs come no nearer")
         return 0
-    old, params = node.inputs[1], model.params_of(node.inputs[1].name)
-    off = np.asarray(value(old), np.float64) - rounded
-    new = model.graph.constant(old.name, rounded)
-    model.specs[new.name], model.params[new.name] = model.specs.pop(old.name), params
-    for name, spec in model.specs.items():
-        if isinstance(spec, Derived) and spec.weight == old.name:
-            model.specs[name] = replace(spec, weight=new.name)
-    model.graph.set_input(node, 1, new)
-    sketch = model.calibration.sketches.get(node.inputs[0].name) if model.calibration else None
-    means = None if sketch is None else sketch.along(1 if node.op == "Conv" else -1, len(node.inputs[0].shape or ()))
-    if means is not None and model.bias_of(node) is not None:
-        add_to_bias(model, node, mean_output(node, off, means.mean))
+    weight = node.inputs[1]
+    assert isinstance(weight, Constant)
+    off = np.asarray(weight.values, np.float64) - rounded
+    weight.values = rounded  # under its name: it is read through its grid, on which the old values are these or neighbours
+    means = means_of_input(model, node)
+    if means is not None:
+        add_to_bias(model, node, mean_output(node, off, means))
     return 1
