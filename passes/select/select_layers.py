@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx
+from scipy.special import ndtr
 
 from onnxq import runtime
 from onnxq.emulation import emulated
@@ -17,66 +18,136 @@ from onnxq.passmanager import Pass
 
 Outputs = list[dict[str, np.ndarray]]  # by feed
 RANKED_ON = 2  # feeds: each layer is tried on them
+RUNNERS_UP = 5
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Outputs that do not bear the rounding, the feeds on which that was seen, and how many dB the errors have to fall."""
+
+    outputs: list[str]
+    feeds: Sequence[Mapping[str, np.ndarray]]
+    decibels: float
 
 
 @dataclass(frozen=True)
 class SelectLayers(Pass):
     """Keep in float the layers whose rounding errors the outputs do not bear.
 
-    Given:   specs and params; emulated, an output that is read entry by entry has an SQNR of less than `below` dB
+    Given:   specs and params; emulated, an output that is read entry by entry has an SQNR of less than `below` dB; or the
+             largest entry of a vector of scores is expected to be another one for more than a share `labels` of the samples
     Result:  the graph unchanged; the layers of the largest errors are marked sensitive, as many as it takes for what the
-             others leave to come to `goal` dB; placing starts again without them
-    Refused: every such output has `below` dB; all outputs are score vectors, which are read through their largest entry.
+             others leave to come to `goal` dB, or half of `labels`; placing starts again without them
+    Refused: every output bears it. Scores with an SQNR of `scores` dB do.
 
-    Errors are measured on the calibration's loudest feeds, those of most output energy. A layer's own error is that of the
-    outputs when nothing is rounded but what it reads, its weight and what it gives; errors add, as independent noises do.
+    Errors are measured on the calibration's loudest feeds, those of most output energy, and of scores on its probes. A
+    layer's own error is that of the outputs when nothing is rounded but what it reads, its weight and what it gives; errors
+    add, as independent noises do.
     """
 
     name: ClassVar[str] = "select-layers"
     below: float = 17.0
     goal: float = 30.0
+    labels: float = 0.08
+    scores: float = 20.0
 
     def apply(self, model: Model) -> int:
         calibration = model.calibration
         layers = [n for n in model.compute_nodes() if n.name in model.planned]
-        entries = [t.name for t in model.graph.outputs if _is_read_by_entry(t)]
-        if calibration is None or not calibration.loudest or not layers or not entries:
+        if calibration is None or not calibration.loudest or not layers:
             return 0
-        exact = _run(model, model.graph.to_stored_proto(), calibration.loudest)
-        reached = _sqnr(exact, _run(model, emulated(model), calibration.loudest), entries)
-        limit = self.goal if model.sensitive else self.below  # once begun, it is brought to its goal
-        if reached >= limit:
-            return 0
-        errors = self._errors(model, layers, exact, entries)
-        left, total, marked = sum(errors.values()), sum(errors.values()), set()
-        if total == 0:
-            return 0  # on these feeds no layer makes a difference
-        for name in sorted(errors, key=errors.__getitem__, reverse=True):
-            marked.add(name)
-            left -= errors[name]
-            if reached - 10 * np.log10(max(left / total, 1e-9)) >= self.goal:
-                break
+        marked: set[str] = set()
+        for demand in (self._of_entries(model), self._of_scores(model)):
+            if demand is not None:
+                marked |= self._worst(model, layers, demand)
         model.sensitive = model.sensitive | marked
         for node in layers:
             if node.name in marked:
                 model.refuse(node, "its rounding errors are too large in the outputs")
         return len(marked)
 
-    def _errors(self, model: Model, layers: Sequence[Node], exact: Outputs, entries: Sequence[str]) -> dict[str, float]:
-        """Noise over signal in the worst output, by layer."""
+    def _of_entries(self, model: Model) -> Demand | None:
+        """What outputs demand that are maps, sequences or numbers."""
         assert model.calibration is not None
-        found = {}
+        names = [t.name for t in model.graph.outputs if _is_read_by_entry(t)]
+        feeds = model.calibration.loudest
+        reached = _sqnr(*_exact_and_rounded(model, feeds), names) if names else np.inf
+        limit = self.goal if model.sensitive else self.below  # once begun, it is brought to its goal
+        return Demand(names, feeds, self.goal - reached) if reached < limit else None
+
+    def _of_scores(self, model: Model) -> Demand | None:
+        """What outputs demand that are vectors of scores."""
+        assert model.calibration is not None
+        names = [t.name for t in model.graph.outputs if not _is_read_by_entry(t)]
+        feeds = model.calibration.probes
+        if not names or not feeds:
+            return None
+        exact, rounded = _exact_and_rounded(model, feeds)
+        reached, limit = _sqnr(exact, rounded, names), self.labels / 2 if model.sensitive else self.labels
+        if reached >= self.scores or _changed_labels(exact, rounded, names, 1.0) <= limit:
+            return None
+        needed = 1.0
+        while (
+            _changed_labels(exact, rounded, names, 10 ** (-needed / 20)) > self.labels / 2 and reached + needed < self.scores
+        ):
+            needed += 1.0
+        return Demand(names, feeds[:RANKED_ON], needed)
+
+    def _worst(self, model: Model, layers: Sequence[Node], demand: Demand) -> set[str]:
+        """The layers of the largest errors, without which the demand is met."""
+        errors, marked = self._errors(model, layers, demand), set[str]()
+        left = total = sum(errors.values())
+        for name in sorted(errors, key=errors.__getitem__, reverse=True) if total else ():  # or no layer makes a difference
+            marked.add(name)
+            left -= errors[name]
+            if -10 * np.log10(max(left / total, 1e-9)) >= demand.decibels:
+                break
+        return marked
+
+    def _errors(self, model: Model, layers: Sequence[Node], demand: Demand) -> dict[str, float]:
+        """Noise over signal in the worst output, by layer."""
+        feeds, found = demand.feeds[:RANKED_ON], {}
+        exact = _run(model, model.graph.to_stored_proto(), feeds)
         for k, node in enumerate(layers):
             result = model.absorbed(node).name
 
             def of_this(tensor: str, reader: tuple[str, int], layer: str = node.name, result: str = result) -> bool:
                 return reader[0] == layer or tensor == result
 
-            rounded = _run(model, emulated(model, of_this), model.calibration.loudest[:RANKED_ON])
-            found[node.name] = float(10 ** (-_sqnr(exact[:RANKED_ON], rounded, entries) / 10))
+            rounded = _run(model, emulated(model, of_this), feeds)
+            found[node.name] = float(10 ** (-_sqnr(exact, rounded, demand.outputs) / 10))
             if model.progress is not None:
                 model.progress("ranking layers", k + 1, len(layers))
         return found
+
+
+def _exact_and_rounded(model: Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> tuple[Outputs, Outputs]:
+    return _run(model, model.graph.to_stored_proto(), feeds), _run(model, emulated(model), feeds)
+
+
+def _changed_labels(exact: Outputs, rounded: Outputs, names: Sequence[str], share: float) -> float:
+    """Of samples, how many are expected to have another largest score, where scores are off by `share` of what they are.
+
+    By the errors of a sample: those of two scores are taken for independent and normal, so that a lead of m changes hands
+    with probability Phi(-m / (sqrt(2) s)). The five runners-up count.
+    """
+    expected = []
+    for name in names:
+        for e, r in zip(exact, rounded, strict=True):
+            if not _are_comparable(e[name], r[name]) or e[name].size < 2:
+                continue
+            for scores, other in zip(_vectors(e[name]), _vectors(r[name]), strict=True):
+                error = other - scores
+                spread = share * float(np.sqrt(2 * np.square(error - error.mean()).mean()))
+                ordered = np.sort(scores)[::-1]
+                lead = ordered[0] - ordered[1 : 1 + RUNNERS_UP]
+                expected.append(1 - float(np.prod(1 - ndtr(-lead / max(spread, 1e-30)))))
+    return float(np.mean(expected)) if expected else 0.0
+
+
+def _vectors(scores: np.ndarray) -> np.ndarray:
+    """(samples, classes) float64 of (N, C), (N, C, 1, 1) or (C,)."""
+    return scores.astype(np.float64).reshape(len(scores) if scores.ndim > 1 else 1, -1)
 
 
 def _run(model: Model, proto: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]]) -> Outputs:
