@@ -130,6 +130,9 @@ def quantize(
     metric: Metric = None,
     max_drop: MaxDrop = None,
     min_speedup: MinSpeedup = None,
+    require_int8: Annotated[
+        bool, typer.Option("--require-int8", help="Exit 1 if no layer is integer, as where float is faster here.")
+    ] = False,
     max_samples: MaxSamples = None,
     threads: Threads = 0,
     provider: Provider = None,
@@ -165,7 +168,7 @@ def quantize(
             model, data, output=output, eval=evaluation, calibration=calibration, target=target, mode=mode,
             objective=objective, observer=observer, weight_bits=weight_bits, activation_bits=activation_bits,
             exclude=exclude, recipe=recipe, ranges=ranges, metric=metric, max_drop=max_drop, min_speedup=min_speedup,
-            max_samples=max_samples, images=images, threads=threads, provider=provider, seed=seed,
+            require_int8=require_int8, max_samples=max_samples, images=images, threads=threads, provider=provider, seed=seed,
             validate=not no_validate, force=force, dump_dir=dump_dir,
             on_nonfinite=on_nonfinite, memory_limit=_bytes(memory_limit),  # type: ignore[arg-type]
             feedback=_states(feedback), recalibrate=recalibrate, custom_op_library=custom_op_library, progress=progress,

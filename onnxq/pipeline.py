@@ -50,6 +50,7 @@ def quantize(
     metric: str | validation.Metric | None = None,
     max_drop: float | None = None,
     min_speedup: float | None = None,
+    require_int8: bool = False,
     max_samples: int | None = None,
     images: ImageOptions | None = None,
     threads: int = 0,
@@ -80,7 +81,7 @@ def quantize(
     `Report.missed_gates`.
     """
     runtime.register_custom_ops(custom_op_library)
-    gates = {"max_drop": max_drop, "min_speedup": min_speedup}
+    gates = {"max_drop": max_drop, "min_speedup": min_speedup, "require_int8": require_int8 or None}
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude or ())
     chosen = load_recipe(
         recipe, target=target, mode=mode, objective=objective, observer=observer, weight_bits=weight_bits,
@@ -127,6 +128,8 @@ def quantize(
         compare(report, source, samples, name, score, prepared, seed=seed, progress=progress)
     limits = chosen.gates
     report.missed_gates = validation.missed_gates(report.accuracy, report.latency, limits.max_drop, limits.min_speedup)
+    if limits.require_int8 and report.integer_share == 0:
+        report.missed_gates.append("no layer is integer, and --require-int8 was given")
     if out is not None:
         save(proto, out)
     return report

@@ -46,6 +46,7 @@ class Gates(_Strict):
 
     max_drop: float | None = None  # in the metric's own unit (points of top-1 ...), on the runtime's kernels
     min_speedup: float | None = None  # float latency over quantized latency
+    require_int8: bool = False  # that some layer runs in integers: by default float is written where it is faster
 
 
 class Recipe(_Strict):

@@ -75,5 +75,5 @@ def improve(
 
 def error(weight: Array, rounded: Array, moments: Array) -> float:
     """tr (W - V) C (W - V)^T over all groups: the squared error of all outputs together."""
-    off = (weight - rounded).astype(np.float64)
-    return float(((off @ moments) * off).sum())
+    off = np.asarray(weight - rounded, np.float32)
+    return float(np.vdot(off, (off @ moments).astype(np.float64)))

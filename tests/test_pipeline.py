@@ -367,6 +367,14 @@ def test_gates_that_are_missed_are_in_the_report(models: Path) -> None:
     assert "min-speedup" in report.missed_gates[1]
 
 
+def test_a_result_without_integers_can_be_a_missed_gate() -> None:
+    proto, feeds = small(THREE_CONVS)
+    for exclude, missed in ((None, []), ("Conv", ["no layer is integer, and --require-int8 was given"])):
+        report = onnxq.quantize(proto, feeds, target="cpu", exclude=exclude, require_int8=True, validate=False)
+        assert report.missed_gates == missed
+        assert onnxq.quantize(proto, feeds, target="cpu", exclude=exclude, validate=False).missed_gates == []
+
+
 def test_a_user_s_metric_is_called_for_each_column(models: Path) -> None:
     calls = []
 

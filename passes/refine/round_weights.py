@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +18,8 @@ from onnxq.rows import is_depthwise, matrix_of_rows, rows_of_inputs, rows_of_wei
 from onnxq.saturation import SAFE_SUM
 
 HELD_OUT = 4  # one in so many rows tells whether the others told the truth
+FEWEST_ROWS, ROWS_A_WEIGHT = 512, 16
+MOST_ELEMENTS = 1 << 25  # of rows that are held at once: 128 MB
 WORTH = 0.97  # of the error before, on those rows
 
 
@@ -44,10 +46,11 @@ class RoundWeights(Pass):
         layers = [n for n in model.compute_nodes() if self._is_for(model, n)]
         if not layers:
             return 0
-        new = [n for n in layers if self._key(model, n) not in model.rounded]
-        rows = rows_of_inputs(model, new, [self.rows] * len(new)) if new else {}
-        for node in new:
-            model.rounded[self._key(model, node)] = value(node.inputs[1]), self._round(model, node, rows.pop(node.name))
+        for some in _together([n for n in layers if self._key(model, n) not in model.rounded], self.rows):
+            rows = rows_of_inputs(model, [n for n, _ in some], [count for _, count in some])
+            for node, _ in some:
+                rounded = self._round(model, node, rows.pop(node.name))
+                model.rounded[self._key(model, node)] = value(node.inputs[1]), rounded
         return sum(_write(model, node, model.rounded[self._key(model, node)][1]) for node in layers)
 
     def _key(self, model: Model, node: Node) -> tuple[object, ...]:
@@ -89,6 +92,22 @@ class RoundWeights(Pass):
         if after > WORTH * before:
             return None
         return dequantize(matrix_of_rows(node, better, weight.shape).astype(params.type.dtype), params)
+
+
+def _together(layers: Sequence[Node], most: int) -> Iterator[list[tuple[Node, int]]]:
+    """The layers with the rows that each needs, as many as fit in memory at once."""
+    some: list[tuple[Node, int]] = []
+    size = 0
+    for node in layers:
+        groups, _, width = rows_of_weight(node, np.asarray(value(node.inputs[1]))).shape
+        count = min(most, max(FEWEST_ROWS, ROWS_A_WEIGHT * width))
+        if some and size + groups * count * width > MOST_ELEMENTS:
+            yield some
+            some, size = [], 0
+        some.append((node, count))
+        size += groups * count * width
+    if some:
+        yield some
 
 
 def _input_params(model: Model, node: Node) -> QuantParams | None:
