@@ -11,6 +11,7 @@ from onnxq.graph import ONNX_DOMAINS, Constant, Graph, Node, Tensor, clip_bounds
 from onnxq.numerics import PerAxis, PerTensor, QuantParams, QuantType, dequantize, quantize
 
 DOMAINS = (*ONNX_DOMAINS, "com.microsoft")
+WIDE_SHARE = 0.75  # of all codes, with which a range is not called narrow
 CLIP_INPUTS = 11  # the first opset in which the bounds of Clip are inputs
 NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Sqrt", "Exp", "Softplus")
 MOVING = (  # ops whose result holds nothing but what they read, be it floats or their codes
@@ -74,21 +75,41 @@ def params_of(
     return QuantParams(np.array(scales), np.array(zeros), of, PerAxis(axis))
 
 
-def inside(graph: Graph, source: Tensor, params: QuantParams) -> Tensor:
+def narrowed(graph: Graph, node: Node, params: QuantParams) -> QuantParams | None:
+    """What a DequantizeLinear reads with all codes of the type for the range that a Clip of the codes before it leaves.
+
+    None where no Clip takes a quarter of the codes away. The zero point is the code nearest to where it was in that range.
+    """
+    clip = maker(graph, node.inputs[0], "Clip")
+    if clip is None:
+        return None
+    ends = [value(input_at(clip, k)) for k in (1, 2)]
+    low, high = (None if end is None else int(end) for end in ends)
+    low = params.type.qmin if low is None else max(low, params.type.qmin)
+    high = params.type.qmax if high is None else min(high, params.type.qmax)
+    zero, levels = int(params.zero_point), params.type.qmax - params.type.qmin
+    if high - low >= WIDE_SHARE * levels or not low <= zero <= high or low == high:
+        return None
+    kept = params.type.qmin + round((zero - low) * levels / (high - low))
+    scale = np.float32(params.scale) * np.float32((high - low) / levels)
+    return replace(params, scale=np.asarray(scale, np.float32), zero_point=np.asarray(kept, params.type.dtype))
+
+
+def inside(graph: Graph, source: Tensor, params: QuantParams, *, always: bool = False) -> Tensor:
     """The tensor as its QuantizeLinear lets it through, where codes that have nothing below zero may stand for a Relu.
 
     A quantizer takes away a Relu or Clip in front of such codes: the tensor is clipped to their range, unless what makes it
-    shows that nothing in it is negative.
+    shows that nothing in it is negative; or `always`.
     """
-    if int(params.zero_point) != params.type.qmin or _is_never_negative(graph, source):
+    if not always and (int(params.zero_point) != params.type.qmin or _is_never_negative(graph, source)):
         return source
-    high = np.asarray(params.rmax, np.float32)
+    low, high = (np.asarray(end, np.float32) for end in (params.rmin, params.rmax))
     result = graph.variable(f"{source.name}_inside", source.dtype, source.shape)
     if graph.opset < CLIP_INPUTS:
-        graph.insert("Clip", [source], [result], {"min": 0.0, "max": float(high)})
+        graph.insert("Clip", [source], [result], {"min": float(low), "max": float(high)})
     else:
-        low = graph.constant(f"{source.name}_low", np.zeros((), np.float32))
-        graph.insert("Clip", [source, low, graph.constant(f"{source.name}_high", high)], [result])
+        bounds = [graph.constant(f"{source.name}_{end}", values) for end, values in (("low", low), ("high", high))]
+        graph.insert("Clip", [source, *bounds], [result])
     return result
 
 

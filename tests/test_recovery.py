@@ -208,3 +208,22 @@ def test_odd_parameters_of_spelled_out_rounding_break_nothing(zero: np.ndarray, 
     if zero.size != 3:
         feed = {"x": np.random.default_rng(0).uniform(-1.5, 1.5, (4, 16)).astype(np.float32)}
         assert compare(evaluate(proto, feed)["y"], evaluate(model.graph.to_proto(), feed)["y"], 0.05) is None
+
+
+def test_activations_of_seven_bits_stay_cut_off_and_run_in_integers() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[1, 8, 8, 8] x) => (float[1, 8, 8, 8] y)
+    <float s = {0.01}, uint8 z = {0}, uint8 low = {0}, uint8 high = {127}, float[8, 8, 1, 1] w, float[8, 8, 1, 1] v>
+    {
+      a = Conv (x, w) r = Relu (a) q = QuantizeLinear (r, s, z) c = Clip (q, low, high)
+      d = DequantizeLinear (c, s, z) y = Conv (d, v)
+    }"""
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name in "wv":
+        values = rng.standard_normal((8, 8, 1, 1)).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(values, name))
+    feeds = [{"x": rng.standard_normal((1, 8, 8, 8)).astype(np.float32)} for _ in range(4)]  # a reaches far beyond 1.27
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    assert report.integer_share == 1.0
+    for feed in feeds:
+        assert compare(evaluate(proto, feed)["y"], evaluate(report.model, feed)["y"], 0.05) is None

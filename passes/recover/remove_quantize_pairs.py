@@ -9,7 +9,7 @@ from onnxq.graph import Constant, Graph, Node, Tensor
 from onnxq.model import Model
 from onnxq.numerics import PerTensor
 from onnxq.passmanager import Pass
-from onnxq.recovery import find, inside, maker, params_at, same
+from onnxq.recovery import find, inside, maker, narrowed, params_at, same
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class RemoveQuantizePairs(Pass):
              parameters are remembered.
 
     A QuantizeLinear that has no codes for negative numbers may stand for a Relu or Clip too, which a quantizer took away:
-    its range is written out, unless nothing negative can come. A Clip of the codes between the two goes: its bounds are
-    those of a narrower type.
+    its range is written out, unless nothing negative can come. A Clip of the codes between the two goes; where its bounds
+    are those of a narrower type, 7 bits say, the range stays, written out, and gets all codes.
     """
 
     name: ClassVar[str] = "remove-quantize-pairs"
@@ -46,8 +46,10 @@ class RemoveQuantizePairs(Pass):
             if given is None or not same(given, params):
                 model.refuse(node, "the QuantizeLinear before it has other parameters")
                 continue
+            narrow = narrowed(graph, node, params)
+            params = narrow or params
             if quantizer not in clipped:
-                clipped[quantizer] = inside(graph, quantizer.inputs[0], params)
+                clipped[quantizer] = inside(graph, quantizer.inputs[0], params, always=narrow is not None)
             source = clipped[quantizer]
             model.trained.setdefault(source.name, params)
             if graph.is_output(result):
