@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 import onnxruntime as ort
 
@@ -45,6 +46,27 @@ def available() -> list[str]:
     return [*built_in, *(name for name, p in PLUGINS.items() if name not in built_in and find_spec(p.module))]
 
 
+def has_device(provider: str) -> bool:
+    """Whether a provider that is available knows a device of this machine. A package that fails is left to `add` to tell."""
+    plugin = PLUGINS.get(provider)
+    if plugin is None or not find_spec(plugin.module):
+        return True
+    try:
+        return bool(_devices(provider, import_module(plugin.module)))
+    except Exception:
+        return True
+
+
+def _devices(provider: str, module: ModuleType) -> list[ort.OrtEpDevice]:
+    """The devices of a package's provider, those on the CPU first: they are everywhere, and what figures are compared on."""
+    with _registering:
+        if provider not in _registered and provider not in ort.get_available_providers():
+            ort.register_execution_provider_library(provider, module.get_library_path())
+        _registered.add(provider)
+    devices = [d for d in ort.get_ep_devices() if d.ep_name == provider]
+    return sorted(devices, key=lambda d: d.device.type != ort.OrtHardwareDeviceType.CPU)
+
+
 def add(options: ort.SessionOptions, provider: str, own: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
     """Let a session with these options run on a provider, with `own` options; gives what is to be named when it is made.
 
@@ -55,21 +77,18 @@ def add(options: ort.SessionOptions, provider: str, own: Mapping[str, str]) -> l
         return [(provider, dict(own))]
     try:
         module = import_module(plugin.module)
-        with _registering:
-            if provider not in _registered and provider not in ort.get_available_providers():
-                ort.register_execution_provider_library(provider, module.get_library_path())
-            _registered.add(provider)
-        devices = [d for d in ort.get_ep_devices() if d.ep_name == provider]
+        devices = _devices(provider, module)
         given = {key: str(getattr(module, function)()) for key, function in plugin.paths.items()}
-        options.add_provider_for_devices(_on_cpu(devices)[:1], {**given, **own})
+        if devices:
+            options.add_provider_for_devices(devices[:1], {**given, **own})
     except Exception as error:  # what a package does when it is imported, and onnxruntime's own classes
         raise RecipeError(
             f"provider {provider} of package {plugin.module} cannot be used: {error}; install onnxq[{plugin.extra}], "
             f"with an onnxruntime that it is built for (here: {ort.__version__})"
         ) from error
+    if not devices:
+        raise RecipeError(
+            f"provider {provider} of package {plugin.module} knows no device of this machine: its vendor supports others; "
+            "run it on one of those, or give --provider cpu"
+        )
     return []
-
-
-def _on_cpu(devices: list[ort.OrtEpDevice]) -> list[ort.OrtEpDevice]:
-    """The devices of a provider, those on the CPU first: they are everywhere, and what figures are compared on."""
-    return sorted(devices, key=lambda d: d.device.type != ort.OrtHardwareDeviceType.CPU)

@@ -311,8 +311,8 @@ def short_name(provider: str) -> str:
 
 
 def has_provider(name: str) -> bool:
-    """Whether onnxruntime has a provider here, by its full name."""
-    return name in providers.available()
+    """Whether onnxruntime has a provider here, by its full name, and a device for it."""
+    return name in providers.available() and providers.has_device(name)
 
 
 def on_provider(model: onnx.ModelProto | str | Path, provider: str) -> tuple[int, dict[str, int]] | None:

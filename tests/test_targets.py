@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import onnxq
-from onnxq import cli, runtime, target
+from onnxq import cli, providers, runtime, target
 from onnxq.errors import RecipeError
 
 MODELS = tomllib.loads((Path(__file__).parent.parent / "models" / "models.toml").read_text())
@@ -210,7 +210,7 @@ def test_a_report_says_that_the_provider_is_not_here() -> None:
     report = onnxq.quantize(block(), feeds(), target="tensorrt")
     if runtime.has_provider("TensorrtExecutionProvider"):
         pytest.skip("TensorRT is here")
-    assert "Not run on TensorrtExecutionProvider: it is not here; " in " ".join(report.notes)
+    assert "Not run on TensorrtExecutionProvider: it is not here, or no device for it; " in " ".join(report.notes)
     assert report.sentences()[1].startswith("Placed in integers: 2 of 2 compute nodes")
     assert report.accuracy is not None
 
@@ -395,6 +395,16 @@ def test_a_provider_of_a_package_that_is_missing_is_named_with_its_extra() -> No
         runtime.check_provider("qnn")
 
 
+def test_a_provider_without_a_device_is_said(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is installed on a machine of another vendor."""
+    monkeypatch.setattr(providers, "find_spec", lambda module: module == "onnxruntime_ep_openvino")
+    monkeypatch.setattr(providers, "import_module", lambda name: None)
+    monkeypatch.setattr(providers, "_devices", lambda provider, module: [])
+    assert not runtime.has_provider("OpenVINOExecutionProvider")
+    with pytest.raises(RecipeError, match=r"knows no device of this machine.*--provider cpu"):
+        runtime.Session(models / "residual.onnx", provider=runtime.check_provider("openvino"))
+
+
 # ---- real providers
 
 
@@ -421,7 +431,9 @@ def quiet_packages() -> Iterator[None]:
 
 @pytest.mark.openvino
 @pytest.mark.usefixtures("quiet_packages")
-@pytest.mark.skipif(not find_spec("onnxruntime_ep_openvino"), reason="onnxruntime-ep-openvino is not installed")
+@pytest.mark.skipif(
+    not runtime.has_provider("OpenVINOExecutionProvider"), reason="OpenVINO, or a device for it, is not here"
+)
 @pytest.mark.parametrize("model", MODELS)
 def test_openvino_runs_all_of_a_shipped_model(models: Path, model: str) -> None:
     said = MODELS[model]
