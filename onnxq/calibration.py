@@ -24,7 +24,7 @@ from onnxq.sketch import TensorSketch
 SCHEMA = 4
 PROBES = 16
 FEWEST_PROBES = 4  # however large they are
-MOST_BYTES = 8 << 20  # of all probes together
+MOST_BYTES = 1 << 20  # of a probe beyond these
 LOUDEST = 4
 Feed = dict[str, np.ndarray]
 
@@ -176,14 +176,9 @@ class Calibration:
 
 
 def _few(digests: Sequence[str], feeds: Mapping[str, Feed]) -> list[str]:
-    """The first of these feeds, as many as are small enough together: of parts of the data they are what they are of all."""
-    few, size = [], 0
-    for digest in digests[:PROBES]:
-        size += sum(array.nbytes for array in feeds[digest].values())
-        if len(few) >= FEWEST_PROBES and size > MOST_BYTES:
-            break
-        few.append(digest)
-    return few
+    """The first few of these feeds, and more where they are small: of parts of the data those that are of the whole."""
+    small = [d for d in digests if sum(array.nbytes for array in feeds[d].values()) <= MOST_BYTES]
+    return sorted({*digests[:FEWEST_PROBES], *small[:PROBES]})
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -246,10 +241,12 @@ def merged(parts: Sequence[Calibration]) -> Calibration:
             "the calibrations have no tensor in common: they were made with different recipes or versions of onnxq; collect "
             "them again with the same"
         )
+    split = {n for n in names if len({part.sketches[n].channel_axis for part in parts}) > 1}  # by channels of other axes
     for part in sorted(parts, key=lambda c: sorted(c.feeds.values())):
         count = max([-1, *whole.feeds, *whole.skipped]) + 1
+        copies = {n: s.copy() for n, s in part.sketches.items() if n in names}
         kept = replace(
-            part, sketches={n: s.copy() for n, s in part.sketches.items() if n in names},
+            part, sketches={n: replace(s, channel_axis=None, channels=None) if n in split else s for n, s in copies.items()},
             cones={n: c for n, c in part.cones.items() if n in names},
         )  # fmt: skip
         whole.absorb(kept.moved(count))

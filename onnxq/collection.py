@@ -314,9 +314,9 @@ def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper
     def settle() -> None:
         """Wait for all that is under way, and add the parts up."""
         wait(pending)
-        for part in parts:
+        done, parts[:] = parts[:], [job.empty() for _ in range(lanes)]  # first, for an interrupt not to add them twice
+        for part in done:
             keeper.found.absorb(part)
-        parts[:] = [job.empty() for _ in range(lanes)]
 
     done = 0
     with ThreadPoolExecutor(lanes, "onnxq-lane") as pool:

@@ -282,12 +282,12 @@ def round_block(codes, gradient, moments, change, scale, low, high, pair_limit):
         for row in range(codes.shape[1]):
             own, slope, step = codes[group, row], gradient[group, row], scale[group, row]
             for k in range(columns):
-                curvature = moments[group, k, k]
-                if curvature <= 0:
+                curvature = np.float64(moments[group, k, k]) * np.float64(step)
+                if not curvature > 0:
                     continue
                 old = own[k]
-                steps = np.rint(slope[k] / (curvature * step))
-                new = old - np.int32(min(max(steps, np.float32(-1)), np.float32(1)))
+                steps = np.rint(np.float64(slope[k]) / curvature)
+                new = old - np.int32(min(max(steps, -1.0), 1.0))
                 new = min(max(new, low[group, row]), high[group, row])
                 if pair_limit and (k ^ 1) < columns:
                     other = own[k ^ 1]

@@ -381,7 +381,7 @@ def _as_sample(item: Any, k: int) -> Sample:
 
 def _as_array(given: Any, what: str, where: str) -> np.ndarray:
     try:
-        return np.asarray(given)
+        return np.array(given)  # a copy: several samples are under way at once, and who gives them may use one buffer
     except Exception as error:  # numpy's, or that of the type that is asked to become an array
         raise DataError(f"{where}: {what} is a {type(given).__name__} that makes no array: {error}") from error
 

@@ -52,7 +52,7 @@ def improve(
     `limits` are the least and the largest code; `pair_limit` bounds the sums of neighbours (2j, 2j + 1), about the zero
     point, or leaves them where they are beyond it.
     """
-    scale, zero = np.ascontiguousarray(scale, np.float32), np.asarray(zero, np.int32)
+    scale, zero = np.array(scale, np.float32, order="C"), np.asarray(zero, np.int32)
     shifted = np.asarray(codes, np.int32) - zero[:, :, None]
     low, high = (np.ascontiguousarray(limit - zero, np.int32) for limit in limits)
     gradient = (shifted * scale[:, :, None] - weight).astype(np.float32) @ moments

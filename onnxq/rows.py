@@ -57,8 +57,9 @@ def sample_rows(node: Node, x: Array, weight: Array, fill: float, count: int, rn
         position[d][:, None] * strides[d] + offsets[d][None] * dilations[d] for d in range(rank)
     )  # (R, kernel positions) each
     patches = padded[(batch[:, None], slice(None), *places)]  # (R, positions, C): advanced indices lead
-    by_group = patches.reshape(len(chosen), offsets.shape[1], groups, -1)
-    return by_group.transpose(2, 0, 1, 3).reshape(groups, len(chosen), -1)
+    positions, channels = offsets.shape[1], weight.shape[1]  # spelled out, for there may be no rows
+    by_group = patches.reshape(len(chosen), positions, groups, channels)
+    return by_group.transpose(2, 0, 1, 3).reshape(groups, len(chosen), positions * channels)
 
 
 def geometry(node: Node, spatial: Sequence[int], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]]:

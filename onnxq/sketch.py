@@ -171,6 +171,11 @@ class TensorSketch:
                 zeros = ExactSum.zeros(len(other.channels.minimum))
                 self.channels = ChannelStatistics(other.channels.minimum, other.channels.maximum, zeros)
             mine = self.channels
+            if len(mine.minimum) != len(other.channels.minimum):
+                raise CalibrationError(
+                    f"the number of channels changes from {len(mine.minimum)} to {len(other.channels.minimum)} along axis "
+                    f"{self.channel_axis}"
+                )
             mine.minimum = np.minimum(mine.minimum, other.channels.minimum)
             mine.maximum = np.maximum(mine.maximum, other.channels.maximum)
             mine.total.merge(other.channels.total)

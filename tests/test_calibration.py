@@ -16,8 +16,9 @@ import onnxq.calibration
 from onnxq import cli
 from onnxq.calibration import FEWEST_PROBES, PROBES, Calibration, hash_of_feed, merged
 from onnxq.collection import Collecting, collect
-from onnxq.data import Sample
+from onnxq.data import Sample, open_samples
 from onnxq.errors import CalibrationError, DataError
+from onnxq.runtime import TensorInfo
 
 NET = """<ir_version: 9, opset_import: ["" : 17]>
 net (float[N, 3] x) => (float[N, 3] y) { a = Relu (x) b = Sqrt (x) y = Add (a, b) }"""
@@ -56,15 +57,65 @@ def test_the_probes_are_the_same_whatever_the_order() -> None:
     assert [hash_of_feed(p) for p in one.probes] == [hash_of_feed(p) for p in other.probes]
 
 
-@pytest.mark.parametrize(("limit", "count"), [(1, FEWEST_PROBES), (6 * 24, 6), (10**9, PROBES)])
+@pytest.mark.parametrize(("limit", "count"), [(1, FEWEST_PROBES), (10**9, PROBES)])
 def test_probes_are_fewer_where_feeds_are_large(limit: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And those of merged parts are those of the whole."""
     monkeypatch.setattr(onnxq.calibration, "MOST_BYTES", limit)
-    proto, feeds = onnx.parser.parse_model(NET), samples(2 * PROBES)  # of 24 bytes
+    assert len(collect(onnx.parser.parse_model(NET), {"a": None}, samples(2 * PROBES)).probes) == count
+
+
+def test_probes_of_any_size_are_the_same_whatever_the_order_and_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxq.calibration, "MOST_BYTES", 100)
+    proto, rng = onnx.parser.parse_model(NET), np.random.default_rng(0)
+    feeds = [Sample({"x": rng.random((k % 5 * 8 + 1, 3), np.float32)}, None, f"file {k}") for k in range(40)]
     whole = collect(proto, {"a": None}, feeds)
-    parts = [collect(proto, {"a": None}, part) for part in (feeds[:5], feeds[5:])]
-    assert len(whole.probes) == count
+    for order in (feeds[::-1], [feeds[k] for k in rng.permutation(len(feeds))]):
+        assert collect(proto, {"a": None}, order).probe_hashes == whole.probe_hashes
+    parts = [collect(proto, {"a": None}, part) for part in (feeds[:5], feeds[5:6], feeds[6:])]
     assert merged(parts).probe_hashes == whole.probe_hashes
+
+
+def test_sums_of_tensors_without_fixed_channels_are_collected() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, T, 6, 8] x) => (float[N, T, 6, 8] y) <float[8, 8] w, float[8, 8] u> {
+      a = MatMul (x, w)
+      c = Add (a, x)
+      y = MatMul (c, u)
+    }"""
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name in "wu":
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal((8, 8)).astype(np.float32), name))
+    feeds = [{"x": rng.standard_normal((1, t, 6, 8)).astype(np.float32)} for t in (3, 5, 4, 7, 1)]
+    assert onnxq.quantize(proto, feeds, target="cpu", validate=False).samples == 5
+
+
+def test_one_buffer_that_is_filled_anew_is_counted_right() -> None:
+    proto, buffer = onnx.parser.parse_model(NET), np.zeros((2, 3), np.float32)
+    values = np.random.default_rng(0).random((12, 2, 3), np.float32)
+
+    def feeds() -> Iterator[dict[str, np.ndarray]]:
+        for value in values:
+            buffer[:] = value
+            yield {"x": buffer}
+
+    found = collect(proto, {"x": None}, open_samples(feeds, [TensorInfo("x", np.dtype(np.float32), (None, 3))]))
+    assert len(set(found.feeds.values())) == 12
+    assert found.sketches["x"].maximum == values.max()
+
+
+def test_statistics_along_another_axis_are_collected_again() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[1, 3, 4, 4] x) => (float[1, 8, 4, 4] y, float[1, 8, 4, 5] z)
+    <float[8, 3, 1, 1] w, float[8, 8, 1, 1] v, float[4, 5] p> { h = Conv (x, w) y = Conv (h, v) z = MatMul (h, p) }"""
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name, shape in (("w", (8, 3, 1, 1)), ("v", (8, 8, 1, 1)), ("p", (4, 5))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    feeds = [[{"x": rng.standard_normal((1, 3, 4, 4)).astype(np.float32)} for _ in range(4)] for _ in range(2)]
+    one = onnxq.calibrate(proto, feeds[0], target="cpu")
+    other = onnxq.calibrate(proto, feeds[1], target="xnnpack")
+    axes = [part.sketches["h"].channel_axis for part in (one, other)]
+    assert axes == [-1, 1]
+    assert merged([one, other]).sketches["h"].channel_axis is None
+    onnxq.quantize(proto, feeds[0], calibration=one, target="xnnpack", validate=False)
 
 
 def test_a_file_holds_all_of_it(tmp_path: Path) -> None:

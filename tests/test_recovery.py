@@ -227,3 +227,23 @@ def test_activations_of_seven_bits_stay_cut_off_and_run_in_integers() -> None:
     assert report.integer_share == 1.0
     for feed in feeds:
         assert compare(evaluate(proto, feed)["y"], evaluate(report.model, feed)["y"], 0.05) is None
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_one_reader_of_seven_bits_and_one_of_eight_keep_their_own_ranges(order: int) -> None:
+    reads = [
+        "c = Clip (q, low, high) d = DequantizeLinear (c, s, z) y = MatMul (d, w)",
+        "e = DequantizeLinear (q, s, z) k = MatMul (e, w)",
+    ]
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    net (float[4, 16] x) => (float[4, 16] y, float[4, 16] k)
+    <float s = {{0.01}}, uint8 z = {{0}}, uint8 low = {{0}}, uint8 high = {{63}}, float[16, 16] w>
+    {{ r = Relu (x) q = QuantizeLinear (r, s, z) {" ".join(reads[::-1] if order else reads)} }}"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(numpy_helper.from_array(WEIGHT, "w"))
+    feeds = [{"x": np.random.default_rng(k).uniform(-1.5, 2.4, (4, 16)).astype(np.float32)} for k in range(4)]
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    for feed in feeds:
+        expected, got = evaluate(proto, feed), evaluate(report.model, feed)
+        for name in "yk":
+            assert compare(expected[name], got[name], 0.05) is None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import onnxq
 from onnxq.recipe import Recipe
 from onnxq.rounding import SWEEPS, error, improve, moments, shrunk
+from onnxq.runtime import evaluate
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 2, 9, 31, 130, 260]))
 
@@ -90,3 +92,83 @@ def test_outputs_of_4_bit_weights_come_nearer(models: Path) -> None:
         assert report.accuracy is not None
         sqnr.append(next(iter(report.accuracy.real.outputs.values())).sqnr)
     assert sqnr[0] > sqnr[1] + 1.0, "less than 1 dB gained"
+
+
+def linear(body: str, *shapes: tuple[str, tuple[int, ...], float], outputs: str = "float[B, N] y") -> onnx.ModelProto:
+    """A network of seeded weights (name, shape, size)."""
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> net (float[B, 16] x) => ({outputs}) {{ {body} }}'
+    )
+    rng = np.random.default_rng(0)
+    for name, shape, size in shapes:
+        values = (size * rng.standard_normal(shape)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return proto
+
+
+def alike(count: int = 6, size: float = 1.0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [
+        {"x": (size * (rng.standard_normal((8, 16)) + 3 * rng.standard_normal((8, 1)))).astype(np.float32)}
+        for _ in range(count)
+    ]
+
+
+def test_a_weight_that_a_body_reads_too_is_left_alone() -> None:
+    body = """a = MatMul (x, w) y = Relu (a) c = Cast <to = 9> (k)
+    z = If (c) < then_branch = t () => (float[16, 16] u) { u = Mul (w, s) },
+      else_branch = e () => (float[16, 16] v) { v = Add (w, s) } >"""
+    proto = linear(
+        body, ("w", (16, 16), 1.0), ("s", (16, 16), 1.0), ("k", (), 1.0), outputs="float[B, N] y, float[16, 16] z"
+    )
+    feeds = alike()
+    report = onnxq.quantize(proto, feeds, target="cpu", weight_bits=4, validate=False)
+    expected, got = (evaluate(m, feeds[0])["z"] for m in (proto, report.model))
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_one_scale_for_a_weight_of_one_column(columns: int) -> None:
+    proto = linear("y = MatMul (x, w)", ("w", (16, columns), 1.0))
+    recipe = Recipe(target="cpu", passes={"annotate-compute": {"weight_granularity": "per-tensor"}})
+    assert onnxq.quantize(proto, alike(), recipe=recipe, validate=False).integer_share == 1.0
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e21])
+def test_activations_of_any_size_are_rounded_for(size: float) -> None:
+    proto, feeds = linear("a = MatMul (x, w) y = Relu (a)", ("w", (16, 16), 1.0)), alike(size=size)
+    report = onnxq.quantize(proto, feeds, target="cpu", validate=False)
+    expected, got = (evaluate(m, feeds[0])["y"] for m in (proto, report.model))
+    assert np.abs(expected - got).max() < 0.05 * np.abs(expected).max()
+
+
+def test_channels_of_next_to_nothing_break_nothing() -> None:
+    weight, codes, scale, zeros, told = layer(0, (1, 4, 9))
+    weight[0, 1] *= np.float32(1e-34)
+    scale[0, 1] *= np.float32(1e-34)
+    better = improve(weight, codes, scale, zeros, (-127, 127), told * np.float32(1e-10))
+    assert np.abs(better - codes).max() <= SWEEPS
+
+
+def test_samples_that_are_not_finite_do_not_count() -> None:
+    proto, feeds = linear("a = MatMul (x, w) y = Softmax (a)", ("w", (16, 16), 1.0)), alike(8)
+    for k, feed in enumerate(feeds):
+        feed["x"] *= np.float32(10.0 ** (k % 5))
+        if k % 2:
+            feed["x"][1, 2] = np.nan
+    report = onnxq.quantize(proto, feeds, target="cpu", on_nonfinite="ignore", validate=False)
+    expected, got = (evaluate(m, feeds[0])["y"] for m in (proto, report.model))
+    assert np.abs(expected - got).max() < 0.1
+
+
+def test_a_sample_without_rows_breaks_nothing() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> net (float[B, 3, 6, 6] x) => (float[B, 4, 6, 6] y) {
+        h = Conv <pads = [1, 1, 1, 1]> (x, w)  y = Conv <pads = [1, 1, 1, 1]> (h, v) }"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (4, 3, 3, 3)), ("v", (4, 4, 3, 3))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    feeds = [{"x": rng.standard_normal((batch, 3, 6, 6)).astype(np.float32)} for batch in (1, 0, 2, 1)]
+    for target in ("cpu", "tensorrt"):
+        assert onnxq.quantize(proto, feeds, target=target, validate=False).samples == 4

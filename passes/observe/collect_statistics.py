@@ -32,6 +32,12 @@ class CollectStatistics(Pass):
         wanted = observed_tensors(model)
         given, samples, total = model.calibration, model.samples, None if model.samples is None else model.samples.length
         missing = {n: axis for n, axis in wanted.items() if given is None or not given.holds(n, model.cones.get(n))}
+        if given is not None and samples is not None:  # what was seen along another axis is seen again
+            ranks = {n: len(t.shape or ()) for n, t in model.graph.tensors().items()}
+            missing |= {
+                n: axis for n, axis in wanted.items()
+                if n not in missing and axis is not None and given.sketches[n].along(axis, ranks[n]) is None
+            }  # fmt: skip
         if given is not None and not missing:
             return 0
         how = replace(model.collecting, cones=model.cones, left_out={} if given is None else given.skipped)
@@ -71,7 +77,8 @@ def observed_tensors(model: Model) -> dict[str, int | None]:
             axes[node.inputs[0].name] = 1 if node.op == "Conv" else -1
     for node in model.graph.find("Add"):  # equalize-layers looks at all that is added up between Convs
         for tensor in node.inputs:
-            if isinstance(model.specs.get(tensor.name), Observed) and len(tensor.shape or ()) == 4:
+            shape = tensor.shape or ()
+            if isinstance(model.specs.get(tensor.name), Observed) and len(shape) == 4 and isinstance(shape[1], int):
                 axes.setdefault(tensor.name, 1)
     for node in model.graph.find(*GATES):  # equalize-gates looks at what goes in, too
         maker = model.graph.producer(node.inputs[0])

@@ -30,7 +30,7 @@ class RemoveQuantizePairs(Pass):
     name: ClassVar[str] = "remove-quantize-pairs"
 
     def apply(self, model: Model) -> int:
-        graph, removed, clipped = model.graph, 0, dict[Node, Tensor]()
+        graph, removed, clipped = model.graph, 0, dict[tuple[Node, bytes, bytes], Tensor]()
         for node in find(graph, "DequantizeLinear"):
             params, result = params_at(node), node.outputs[0]
             if params is None or not isinstance(params.granularity, PerTensor):
@@ -48,9 +48,10 @@ class RemoveQuantizePairs(Pass):
                 continue
             narrow = narrowed(graph, node, params)
             params = narrow or params
-            if quantizer not in clipped:
-                clipped[quantizer] = inside(graph, quantizer.inputs[0], params, always=narrow is not None)
-            source = clipped[quantizer]
+            key = (quantizer, params.scale.tobytes(), params.zero_point.tobytes())  # of two readers one may have a Clip
+            if key not in clipped:
+                clipped[key] = inside(graph, quantizer.inputs[0], params, always=narrow is not None)
+            source = clipped[key]
             model.trained.setdefault(source.name, params)
             if graph.is_output(result):
                 model.trained.setdefault(result.name, params)

@@ -65,7 +65,7 @@ class RoundWeights(Pass):
             return False
         if not isinstance(model.specs.get(node.inputs[1].name), Observed) or node.inputs[1].name in model.trained:
             return False
-        if rows_of_weight(node, weight).shape[2] > self.largest or len(model.readers(node.inputs[1])) > 1:
+        if rows_of_weight(node, weight).shape[2] > self.largest or _is_shared(model, node):
             model.refuse(node, "its weight is too large, or others read it too")
             return False
         return True
@@ -77,6 +77,11 @@ class RoundWeights(Pass):
         centred = means_of_input(model, node) is not None
         if read is not None:
             x = fake_quantize(x, read)
+        x = x[:, np.isfinite(x).all((0, 2))]
+        largest = np.abs(x).max(initial=0.0)
+        if not largest:
+            return None
+        x = x / largest  # the squares of large activations would not fit
         limit = SAFE_SUM if model.target.saturates and params.type.signed and not is_depthwise(node, weight) else 0
         matrix, codes = rows_of_weight(node, weight), rows_of_weight(node, quantize(weight, params).astype(np.int32))
         scale, zero = (_by_row(v, matrix.shape[:2]) for v in (params.scale, params.zero_point.astype(np.int32)))
@@ -89,7 +94,7 @@ class RoundWeights(Pass):
         )  # fmt: skip
         check = moments(unseen, centred=centred)
         before, after = (error(matrix, (c - zero[..., None]) * scale[..., None], check) for c in (codes, better))
-        if after > WORTH * before:
+        if not after <= WORTH * before:  # nor where one of them is no number
             return None
         return dequantize(matrix_of_rows(node, better, weight.shape).astype(params.type.dtype), params)
 
@@ -116,6 +121,10 @@ def _input_params(model: Model, node: Node) -> QuantParams | None:
     if (node.name, 0) not in model.quantized_inputs or isinstance(model.specs.get(name), Dynamic):
         return None
     return model.params_of(name)
+
+
+def _is_shared(model: Model, node: Node) -> bool:
+    return len(model.readers(node.inputs[1])) > 1 or model.graph.is_captured(node.inputs[1])
 
 
 def _by_row(values: Array, shape: Sequence[int]) -> Array:

@@ -141,7 +141,8 @@ def _changed_labels(exact: Outputs, rounded: Outputs, names: Sequence[str], shar
                 spread = share * float(np.sqrt(2 * np.square(error - error.mean()).mean()))
                 ordered = np.sort(scores)[::-1]
                 lead = ordered[0] - ordered[1 : 1 + RUNNERS_UP]
-                expected.append(1 - float(np.prod(1 - ndtr(-lead / max(spread, 1e-30)))))
+                lead = lead[lead > 0]  # of scores that tie, none is the label
+                expected.append(1 - float(np.prod(1 - ndtr(-lead / spread))) if spread > 0 else 0.0)
     return float(np.mean(expected)) if expected else 0.0
 
 
