@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from onnxq import audit
 from onnxq import passes as p
@@ -64,7 +66,7 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
     probes = start.calibration.probes if start.calibration is not None else []
     if start.target.measured and recipe.objective == "latency" and not start.target.simulated and probes:
         try:
-            best = fastest(best, variant, plain, probes[0], threads=start.threads or 1)
+            best = fastest(best, variant, plain, _typical(probes), threads=start.threads or 1)
         except (ModelError, OSError, ValueError) as error:
             best = replace(best, note=f"Placements were not timed, so all is integer that can be: {error}.")
     model, prepared.unplaced, prepared.note, prepared.ranges_toml = best.model, best.unplaced, best.note, best.ranges_toml
@@ -72,6 +74,11 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
     _stamp(model, recipe, prepared)
     prepared.model.calibration = start.calibration
     return model, prepared.records + equalized + best.records
+
+
+def _typical(feeds: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+    """The feed of median size, for what is fastest may depend on the size."""
+    return sorted(feeds, key=lambda feed: sum(array.nbytes for array in feed.values()))[len(feeds) // 2]
 
 
 def _build(prepared: Prepared, start: Model, recipe: Recipe) -> Built:
