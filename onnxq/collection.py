@@ -7,6 +7,7 @@ result is the same bit for bit wherever and in whatever order they were made.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import platform
@@ -15,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -262,11 +264,11 @@ class Collector:
         sketches = [into.sketches[n] for n in names]
         for name, array, sketch in zip(names, arrays, sketches, strict=True):
             sketch.check(array, f"at {sample.where}, tensor {name}: ")  # before any of them counts this sample
-        before = [sketch.state() for sketch in sketches]
-        finite = [sketch.update(array, index) for sketch, array in zip(sketches, arrays, strict=True)]
+        looks = [sketch.look(array) for sketch, array in zip(sketches, arrays, strict=True)]
+        finite = [look.is_finite for look in looks]
         if not all(finite) and self.job.on_nonfinite != "ignore":
-            for array, sketch, state in zip(arrays, sketches, before, strict=True):
-                sketch.forget(array, index, state)
+            for array, sketch in zip(arrays, sketches, strict=True):
+                sketch.drop(array)
             k = finite.index(False)
             what = "NaN" if np.isnan(_plain(arrays[k])).any() else "infinity"
             why = f"{what} in tensor {names[k]} at {sample.where} (sample {index})"
@@ -277,6 +279,8 @@ class Collector:
                 )
             into.skipped[index] = why
             return
+        for array, sketch, look in zip(arrays, sketches, looks, strict=True):
+            sketch.take(array, look, index)
         into.keep_feed(index, sample.feed, hash_of_feed(sample.feed), _energy(values, self.job.public))
 
 
@@ -319,7 +323,7 @@ def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper
             keeper.found.absorb(part)
 
     done = 0
-    with ThreadPoolExecutor(lanes, "onnxq-lane") as pool:
+    with _young_garbage_only(), ThreadPoolExecutor(lanes, "onnxq-lane") as pool:
         try:
             for index, sample in items:
                 pending.append(pool.submit(add, index, sample))
@@ -336,6 +340,19 @@ def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper
                 keeper.show(done)
         finally:
             settle()
+
+
+@contextmanager
+def _young_garbage_only() -> Iterator[None]:
+    """Let the garbage collector leave alone what is there now: to look through it would hold up all threads for long."""
+    if gc.get_freeze_count():  # the caller has frozen things and counts on it
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass

@@ -6,12 +6,13 @@ import numba
 import numpy as np
 
 EXTENT = "int32[::1], int32[::1], float64[::1]"
-DRAIN = "uint64[:,::1], uint8[::1], int16[::1], int64[:,::1], int64, int64"
+COUNTS = "uint64[:,::1], int64[::1], int16[::1], int64[:,::1], int64, int64"
+FIRST_KEY, LAST_KEY, NO_MAGNITUDE = -(1 << 31), (1 << 31) - 1, (1 << 32) - 1
 
 
-@numba.njit("void(uint32[::1], uint64[:,::1], uint8[::1])", cache=True, nogil=True)
-def count(bits, tables, touched):
-    one, low, half, page = np.uint64(1 << 40), np.uint32(0xFFFF), np.uint32(16), np.uint32(23)
+@numba.njit("void(uint32[::1], uint64[:,::1])", cache=True, nogil=True)
+def count(bits, tables):
+    one, low, half = np.uint64(1 << 40), np.uint32(0xFFFF), np.uint32(16)
     whole = bits.size // 4 * 4
     for k in range(0, whole, 4):
         a, b, c, d = bits[k], bits[k + 1], bits[k + 2], bits[k + 3]
@@ -19,42 +20,60 @@ def count(bits, tables, touched):
         tables[1, b >> half] += one + np.uint64(b & low)
         tables[2, c >> half] += one + np.uint64(c & low)
         tables[3, d >> half] += one + np.uint64(d & low)
-        touched[a >> page] = 1
-        touched[b >> page] = 1
-        touched[c >> page] = 1
-        touched[d >> page] = 1
     for k in range(whole, bits.size):
         a = bits[k]
         tables[0, a >> half] += one + np.uint64(a & low)
-        touched[a >> page] = 1
 
 
-@numba.njit("int32[:](uint32[::1], int32, int32, int32[:])", cache=True, nogil=True)
-def extremes(bits, least, most, both):
+@numba.njit("int32(int32)", cache=True, nogil=True)
+def key(bits):
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@numba.njit("uint32(int32)", cache=True, nogil=True)
+def magnitude(bits):  # less one, so that zeros are the largest
+    return np.uint32(bits & np.int32(0x7FFFFFFF)) - np.uint32(1)
+
+
+@numba.njit("void(uint32[::1], int32[::1], int32[::1], uint32[::1])", cache=True, nogil=True)
+def span(bits, least, most, near):
     for k in range(bits.size):
-        signed = np.int32(bits[k])
-        key = signed ^ ((signed >> np.int32(31)) & np.int32(0x7FFFFFFF))
-        least, most = min(least, key), max(most, key)
-    both[0], both[1] = least, most
-    return both
+        a = np.int32(bits[k])
+        near[k] = min(near[k], magnitude(a))
+        least[k], most[k] = min(least[k], key(a)), max(most[k], key(a))
+
+
+@numba.njit("void(uint32[::1], int32[::1], int32[::1], uint32[::1])", cache=True, nogil=True)
+def span_eight(bits, least, most, near):
+    n = least.size
+    for k in range(n):
+        a, b = np.int32(bits[k]), np.int32(bits[k + n])
+        c, d = np.int32(bits[k + 2 * n]), np.int32(bits[k + 3 * n])
+        e, f = np.int32(bits[k + 4 * n]), np.int32(bits[k + 5 * n])
+        g, h = np.int32(bits[k + 6 * n]), np.int32(bits[k + 7 * n])
+        one = min(min(magnitude(a), magnitude(b)), min(magnitude(c), magnitude(d)))
+        other = min(min(magnitude(e), magnitude(f)), min(magnitude(g), magnitude(h)))
+        near[k] = min(near[k], min(one, other))
+        a, b, c, d, e, f, g, h = key(a), key(b), key(c), key(d), key(e), key(f), key(g), key(h)
+        least[k] = min(least[k], min(min(min(a, b), min(c, d)), min(min(e, f), min(g, h))))
+        most[k] = max(most[k], max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h))))
 
 
 @numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
 def add(x, sums):
-    whole = x.size // 8 * 8
-    a, b, c, d, e, f, g, h = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7]
-    for k in range(0, whole, 8):
-        a += x[k]
-        b += x[k + 1]
-        c += x[k + 2]
-        d += x[k + 3]
-        e += x[k + 4]
-        f += x[k + 5]
-        g += x[k + 6]
-        h += x[k + 7]
-    sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7] = a, b, c, d, e, f, g, h
-    for k in range(whole, x.size):
-        sums[k - whole] += x[k]
+    for k in range(x.size):
+        sums[k] += x[k]
+
+
+@numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
+def add_eight(x, sums):
+    n = sums.size
+    for k in range(n):
+        a, b = np.float64(x[k]), np.float64(x[k + n])
+        c, d = np.float64(x[k + 2 * n]), np.float64(x[k + 3 * n])
+        e, f = np.float64(x[k + 4 * n]), np.float64(x[k + 5 * n])
+        g, h = np.float64(x[k + 6 * n]), np.float64(x[k + 7 * n])
+        sums[k] += ((a + b) + (c + d)) + ((e + f) + (g + h))
 
 
 @numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
@@ -75,119 +94,118 @@ def add_squares(x, sums):
         sums[k - whole] += np.float64(x[k]) * np.float64(x[k])
 
 
-@numba.njit(f"int64({DRAIN})", cache=True, nogil=True)
-def drain(tables, touched, slots, rows, used, sign):
-    low = np.uint64((1 << 40) - 1)
-    for page in range(512):
-        if not touched[page]:
+@numba.njit("boolean(uint64[::1], uint64[::1], uint64[::1], uint64[::1])", cache=True, nogil=True)
+def any_of(t, u, v, w):
+    found = np.uint64(0)
+    for k in range(128):
+        found |= (t[k] | u[k]) | (v[k] | w[k])
+    return found != 0
+
+
+@numba.njit("int64(uint64[::1], uint64[::1], uint64[::1], uint64[::1], int64[::1], int64)", cache=True, nogil=True)
+def empty(t, u, v, w, row, sign):
+    low, half, mantissas = np.uint64((1 << 40) - 1), np.uint64(40), np.int64(0)
+    for k in range(128):
+        number = np.int64((t[k] >> half) + (u[k] >> half) + (v[k] >> half) + (w[k] >> half))
+        row[k] += sign * number
+        mantissas += np.int64((t[k] & low) + (u[k] & low) + (v[k] & low) + (w[k] & low)) + number * np.int64(k << 16)
+    t[:], u[:], v[:], w[:] = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
+    return mantissas
+
+
+@numba.njit(f"int64({COUNTS})", cache=True, nogil=True)
+def drain(tables, seen, slots, rows, used, sign):
+    ends = np.array([seen[1], seen[0] ^ 0x7FFFFFFF]) & 0x7FFFFFFF  # the largest magnitudes above and below zero
+    is_there = np.array([seen[1] >= 0, seen[0] < 0])
+    first = ((seen[2] + 1) & 0x7FFFFFFF) >> 23
+    for side in range(2):
+        if not is_there[side]:
             continue
-        slot = slots[page]
-        if slot < 0:
-            if used == rows.shape[0]:
-                return -1
-            slot = np.int16(used)
-            slots[page] = slot
-            used += 1
-        touched[page] = 0
-        mantissas = np.int64(0)
-        for k in range(128):
-            held = np.int64(0)
-            for table in range(4):
-                packed = tables[table, page * 128 + k]
-                tables[table, page * 128 + k] = 0
-                held += np.int64(packed >> np.uint64(40))
-                mantissas += np.int64(packed & low)
-            rows[slot, k] += sign * held
-            mantissas += held * np.int64(k << 16)
-        rows[slot, 128] += sign * mantissas
+        for step in range((ends[side] >> 23) + 1):
+            if 0 < step < first:
+                continue
+            page = side * 256 + step
+            start, end = page * 128, page * 128 + 128
+            t, u, v, w = tables[0, start:end], tables[1, start:end], tables[2, start:end], tables[3, start:end]
+            if not any_of(t, u, v, w):
+                continue
+            slot = slots[page]
+            if slot < 0:
+                if used == rows.shape[0]:
+                    return -1
+                slot = np.int16(used)
+                slots[page] = slot
+                used += 1
+            rows[slot, 128] += sign * empty(t, u, v, w, rows[slot], sign)
+    seen[0], seen[1], seen[2] = LAST_KEY, FIRST_KEY, NO_MAGNITUDE
     return used
 
 
-@numba.njit(f"int64(uint32[:,::1], float32[:,::1], {EXTENT}, {DRAIN})", cache=True, nogil=True)
-def observe_rows(bits, x, low, high, total, tables, touched, slots, pages, used, sign):
-    n, channels, sums, both = x.shape[1], low.size, np.zeros(8), np.zeros(2, np.int32)
-    for row in range(x.shape[0]):
-        channel = row % channels
-        sums[:] = 0.0
-        for start in range(0, n, 4096):  # a block stays in the cache for the three things that are done with it
-            block = bits[row, start : start + 4096]
-            extremes(block, low[channel], high[channel], both)
-            low[channel], high[channel] = both[0], both[1]
-            if total.size:
-                add(x[row, start : start + 4096], sums)
-            count(block, tables, touched)
-        if total.size:
-            total[channel] += ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]))
-    return drain(tables, touched, slots, pages, used, sign)
-
-
-@numba.njit(f"int64(uint32[:,::1], float32[:,::1], {EXTENT}, {DRAIN})", cache=True, nogil=True)
-def observe_columns(bits, x, low, high, total, tables, touched, slots, pages, used, sign):
-    for row in range(x.shape[0]):
-        for c in range(low.size):
-            signed = np.int32(bits[row, c])
-            key = signed ^ ((signed >> np.int32(31)) & np.int32(0x7FFFFFFF))
-            low[c] = min(low[c], key)
-            high[c] = max(high[c], key)
-        for c in range(low.size):
-            total[c] += x[row, c]
-        count(bits[row], tables, touched)
-    return drain(tables, touched, slots, pages, used, sign)
-
-
-@numba.njit("void(uint32[::1], int32[::1], int32[::1])", cache=True, nogil=True)
-def span_tile(bits, least, most):
-    for k in range(bits.size):
-        signed = np.int32(bits[k])
-        key = signed ^ ((signed >> np.int32(31)) & np.int32(0x7FFFFFFF))
-        least[k] = min(least[k], key)
-        most[k] = max(most[k], key)
-
-
-@numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
-def add_tile(x, sums):
-    for k in range(x.size):
-        sums[k] += x[k]
-
-
-@numba.njit(f"int64(uint32[:,:,::1], float32[:,:,::1], int64, {EXTENT}, {DRAIN})", cache=True, nogil=True)
-def observe_blocks(bits, x, first, low, high, total, tables, touched, slots, pages, used, sign):
+@numba.njit(f"int64(uint32[:,:,::1], float32[:,:,::1], int64, {EXTENT}, {COUNTS})", cache=True, nogil=True)
+def observe(bits, x, first, low, high, total, tables, seen, slots, pages, used, sign):
     rows, lanes, channels = x.shape[1], x.shape[2], low.size
-    together = 16 if rows >= 256 else 8  # rows, so that no addition waits for the one before it
-    blocks, step, tile = (channels + lanes - 1) // lanes, 4096 // lanes, together * lanes
-    least, most, sums = np.zeros(tile, np.int32), np.zeros(tile, np.int32), np.zeros(tile)
-    packed = np.empty(4096, np.uint32)
+    together = max(1, (64 if rows * lanes >= 1024 else 16) // lanes)  # rows, so that no addition waits for the one before it
+    blocks, tile = (channels + lanes - 1) // lanes, together * lanes
+    step = 8 * together * max(1, 4096 // tile)  # rows that stay in the cache for the three things that are done with them
+    least, most, near = np.empty(tile, np.int32), np.empty(tile, np.int32), np.empty(tile, np.uint32)
+    sums, packed = np.empty(tile), np.empty(step * lanes if channels % lanes else 0, np.uint32)
     for b in range(x.shape[0]):
         channel = (first + b) % blocks * lanes
         own = min(lanes, channels - channel)
-        least[:], most[:], sums[:] = np.int32(0x7FFFFFFF), np.int32(-0x80000000), 0.0
+        least[:], most[:], near[:], sums[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY), np.uint32(NO_MAGNITUDE), 0.0
         for start in range(0, rows, step):
             end = min(rows, start + step)
             block, values = bits[b, start:end].reshape(-1), x[b, start:end].reshape(-1)
-            whole = block.size // tile * tile
-            for k in range(0, whole, tile):
-                span_tile(block[k : k + tile], least, most)
-            span_tile(block[whole:], least, most)
-            if total.size:
-                for k in range(0, whole, tile):
-                    add_tile(values[k : k + tile], sums)
-                add_tile(values[whole:], sums)
             if own == lanes:
-                count(block, tables, touched)
+                count(block, tables)
             else:
                 k = 0
                 for r in range(start, end):
                     for c in range(own):
                         packed[k] = bits[b, r, c]
                         k += 1
-                count(packed[:k], tables, touched)
+                count(packed[:k], tables)
+            whole = block.size // (8 * tile) * (8 * tile)
+            for k in range(0, whole, 8 * tile):
+                span_eight(block[k : k + 8 * tile], least, most, near)
+            for k in range(whole, block.size, tile):
+                span(block[k : k + tile], least, most, near)
+            if total.size:
+                for k in range(0, whole, 8 * tile):
+                    add_eight(values[k : k + 8 * tile], sums)
+                for k in range(whole, block.size, tile):
+                    add(values[k : k + tile], sums)
         for row in range(together):
             for c in range(own):
                 low[channel + c] = min(low[channel + c], least[row * lanes + c])
                 high[channel + c] = max(high[channel + c], most[row * lanes + c])
                 if total.size:
                     total[channel + c] += sums[row * lanes + c]
-    return drain(tables, touched, slots, pages, used, sign)
+        for k in range(tile):
+            seen[2] = min(seen[2], np.int64(near[k]))
+    for c in range(channels):
+        seen[0], seen[1] = min(seen[0], np.int64(low[c])), max(seen[1], np.int64(high[c]))
+    return drain(tables, seen, slots, pages, used, sign)
+
+
+@numba.njit("UniTuple(float64, 2)(int32[::1], int32[::1])", cache=True)
+def ends(low, high):
+    both = np.array([LAST_KEY, FIRST_KEY], np.int32)
+    for c in range(low.size):
+        both[0], both[1] = min(both[0], low[c]), max(both[1], high[c])
+    both[0], both[1] = key(both[0]), key(both[1])
+    found = both.view(np.float32)
+    return np.float64(found[0]) + 0.0, np.float64(found[1]) + 0.0
+
+
+@numba.njit("void(int32[::1], int32[::1], float32[::1], float32[::1])", cache=True)
+def widen(low, high, minimum, maximum):
+    both = np.empty(2, np.int32)
+    found = both.view(np.float32)
+    for c in range(low.size):
+        both[0], both[1] = key(low[c]), key(high[c])
+        minimum[c] = min(minimum[c], found[0] + np.float32(0))
+        maximum[c] = max(maximum[c], found[1] + np.float32(0))
 
 
 @numba.njit("void(int64[:,::1], float64[::1], int64)", cache=True)

@@ -14,33 +14,35 @@ import numpy as np
 Array = np.ndarray
 
 
-def observe_rows(x: Array, low: Array, high: Array, total: Array, *pages: Any) -> int:
-    """One pass over x (rows, n) float32, row r of which is of channel r % C: see pages.observe_numpy for what it adds up.
+def observe(x: Array, first: int, low: Array, high: Array, total: Array, *pages: Any) -> int:
+    """One pass over x (blocks, n, lanes) float32, see blocks.Blocks and pages.observe_numpy for what it adds up.
 
-    low, high (C,) int32 are least and largest elements as ordered bits, total (C,) or (0,) float64 their sums or nothing.
-    `pages` are the arguments of `drain`, which ends it. Its tables (4, 65,536) uint64 count by `bits >> 16`: an entry holds
-    the count above bit 40, the sum of `bits & 0xffff` below, so x has at most 2^22 elements; neighbours go to different
-    tables, so that a run of one value does not wait for its own last addition. touched (512,) marks the pages of 128 bins.
+    `first` is the number of its first block, low and high (C,) int32 the least and largest elements as ordered bits, total
+    (C,) or (0,) float64 their sums or nothing. `pages` are the arguments of `drain`, which ends it. Its tables (4, 65,536 or
+    more) uint64 count by `bits >> 16`: an entry holds the count above bit 40, the sum of `bits & 0xffff` below, so x has at
+    most 2^22 elements; neighbours go to different tables, so that a run of one value does not wait for its last addition.
+    seen (3,) int64 tells what the tables hold: least and largest element as ordered bits, and the least magnitude but zero,
+    less one.
     """
-    return int(_compiled().observe_rows(x.view(np.uint32), x, low, high, total, *pages))
+    return int(_compiled().observe(x.view(np.uint32), x, first, low, high, total, *pages))
 
 
-def observe_columns(x: Array, low: Array, high: Array, total: Array, *pages: Any) -> int:
-    """The same for x (n, C), each column of which is a channel."""
-    return int(_compiled().observe_columns(x.view(np.uint32), x, low, high, total, *pages))
-
-
-def observe_blocks(x: Array, first: int, low: Array, high: Array, total: Array, *pages: Any) -> int:
-    """The same for x (blocks, n, lanes), see blocks.Blocks; its first block is the one with number `first`."""
-    return int(_compiled().observe_blocks(x.view(np.uint32), x, first, low, high, total, *pages))
-
-
-def drain(tables: Array, touched: Array, slots: Array, rows: Array, used: int, sign: int) -> int:
+def drain(tables: Array, seen: Array, slots: Array, rows: Array, used: int, sign: int) -> int:
     """Add the tables' content, times sign, to rows (pages, 129) int64 by slots (512,) of the pages, and clear them.
 
     Gives the number of pages that are used then, or -1 where there are too few rows for all; a second call does the rest.
     """
-    return int(_compiled().drain(tables, touched, slots, rows, used, sign))
+    return int(_compiled().drain(tables, seen, slots, rows, used, sign))
+
+
+def ends(low: Array, high: Array) -> tuple[float, float]:
+    """The least and the largest of all elements, from those of each channel as ordered bits; both zeros are 0."""
+    return _compiled().ends(low, high)
+
+
+def widen(low: Array, high: Array, minimum: Array, maximum: Array) -> None:
+    """Let minimum and maximum (C,) float32 take in elements, the least and largest of which are given as ordered bits."""
+    _compiled().widen(low, high, minimum, maximum)
 
 
 def exact_add(limbs: Array, values: Array, lowest_bit: int) -> None:

@@ -22,7 +22,6 @@ from onnxq.exactsum import ExactSum
 from onnxq.pages import BINS_A_PAGE, Extent, Pages, observe
 
 NONFINITE_EXPONENT = 255
-State = tuple[float, float, tuple[np.ndarray, np.ndarray] | None]
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,33 @@ class ChannelStatistics:
     total: ExactSum
     count: int = 0  # elements of one channel
 
+    @classmethod
+    def empty(cls, channels: int) -> ChannelStatistics:
+        ends = np.full((2, channels), np.inf, np.float32)
+        return cls(ends[0], -ends[1], ExactSum.zeros(channels))
+
     @property
     def mean(self) -> np.ndarray:
         return self.total.values() / max(1, self.count)
+
+    def add(self, extent: Extent, size: int) -> None:
+        """Add an array of so many elements, all of which are finite."""
+        extent.widen(self.minimum, self.maximum)
+        self.total.add(extent.total)
+        self.count += size // len(self.minimum)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of an array when its elements were counted: least and largest, not finite if any is not."""
+
+    extent: Extent | None  # None of an array without elements
+    low: float
+    high: float
+
+    @property
+    def is_finite(self) -> bool:
+        return self.extent is None or (isfinite(self.low) and isfinite(self.high))
 
 
 @dataclass
@@ -83,48 +106,39 @@ class TensorSketch:
         float16 and float64 are counted as float32. NaN and infinities are counted apart and left out of all else; the
         statistics by channel then leave out the whole array.
         """
+        look = self.look(x)
+        self.take(x, look, feed)
+        return look.is_finite
+
+    def look(self, x: np.ndarray | Blocks) -> Look:
+        """Count the elements of an array, which either is taken then, or dropped again."""
         x = _counted(x)
-        if x.size == 0:
-            return True
-        axis = self.channel_axis if x.ndim else None
         self.check(x)
-        extent = observe(x, axis, self.pages)
-        low, high = extent.ends
-        is_finite = isfinite(low) and isfinite(high)
-        if not is_finite:
-            low, high = self._count_nonfinite(x, 1)
+        if not x.size:
+            return Look(None, np.inf, -np.inf)
+        extent = observe(x, self.channel_axis if x.ndim else None, self.pages)
+        return Look(extent, *extent.ends())
+
+    def drop(self, x: np.ndarray | Blocks) -> None:
+        """Take away what was counted when the array was looked at."""
+        x = _counted(x)
+        if x.size:
+            observe(x, self.channel_axis if x.ndim else None, self.pages, -1)
+
+    def take(self, x: np.ndarray | Blocks, look: Look, feed: int) -> None:
+        """Add the rest that is known of an array that was looked at."""
+        if look.extent is None:
+            return
+        low, high = look.low, look.high
+        if not look.is_finite:
+            low, high = self._count_nonfinite(x)
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         before = self.series.get(feed, (np.inf, -np.inf))
         self.series[feed] = (min(before[0], low), max(before[1], high))
-        if axis is not None and is_finite:
-            self._update_channels(extent, x.size)
-        return is_finite
-
-    def state(self) -> State:
-        """What `forget` needs to take the next array away again."""
-        channels = self.channels
-        extremes = None if channels is None else (channels.minimum, channels.maximum)
-        return self.minimum, self.maximum, extremes
-
-    def forget(self, x: np.ndarray | Blocks, feed: int, before: State) -> None:
-        """Take away an array that was added last, and alone in its feed; `before` is the state that it was added to."""
-        x = _counted(x)
-        if x.size == 0:
-            return
-        axis = self.channel_axis if x.ndim else None
-        extent = observe(x, axis, self.pages, -1)
-        is_finite = all(map(isfinite, extent.ends))
-        if not is_finite:
-            self._count_nonfinite(x, -1)
-        self.minimum, self.maximum, extremes = before
-        del self.series[feed]
-        if axis is not None and is_finite and self.channels is not None:
-            if extremes is None:
-                self.channels = None
-                return
-            self.channels.minimum, self.channels.maximum = extremes
-            self.channels.total.add(-extent.total)
-            self.channels.count -= x.size // len(extent.low)
+        if len(look.extent.total) and look.is_finite:
+            if self.channels is None:
+                self.channels = ChannelStatistics.empty(len(look.extent.total))
+            self.channels.add(look.extent, x.size)
 
     def check(self, x: np.ndarray | Blocks, where: str = "") -> None:
         """Raise CalibrationError unless x has as many channels as what was seen so far."""
@@ -136,22 +150,14 @@ class TensorSketch:
                 f"{where}the number of channels changes from {before} to {now} along axis {self.channel_axis}"
             )
 
-    def _count_nonfinite(self, x: np.ndarray | Blocks, sign: int) -> tuple[float, float]:
+    def _count_nonfinite(self, x: np.ndarray | Blocks) -> tuple[float, float]:
         """Count what is not finite; the (minimum, maximum) of the rest."""
-        x = x.plain() if isinstance(x, Blocks) else x
+        x = x.plain() if isinstance(x, Blocks) else _counted(x)
         finite = x[np.isfinite(x)]
         infinite = int(np.isinf(x).sum())
-        self.inf_count += sign * infinite
-        self.nan_count += sign * (x.size - finite.size - infinite)
+        self.inf_count += infinite
+        self.nan_count += x.size - finite.size - infinite
         return float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
-
-    def _update_channels(self, extent: Extent, size: int) -> None:
-        if self.channels is None:
-            self.channels = ChannelStatistics(extent.low, extent.high, ExactSum.zeros(len(extent.low)))
-        mine = self.channels
-        mine.minimum, mine.maximum = np.minimum(mine.minimum, extent.low), np.maximum(mine.maximum, extent.high)
-        mine.total.add(extent.total)
-        mine.count += size // len(extent.low)
 
     def copy(self) -> TensorSketch:
         return TensorSketch.from_arrays(self.to_arrays())
@@ -168,8 +174,7 @@ class TensorSketch:
             self.series[feed] = (min(before[0], low), max(before[1], high))
         if other.channels is not None:
             if self.channels is None:
-                zeros = ExactSum.zeros(len(other.channels.minimum))
-                self.channels = ChannelStatistics(other.channels.minimum, other.channels.maximum, zeros)
+                self.channels = ChannelStatistics.empty(len(other.channels.minimum))
             mine = self.channels
             if len(mine.minimum) != len(other.channels.minimum):
                 raise CalibrationError(

@@ -108,7 +108,7 @@ def test_blocks_of_channels_count_as_their_tensor(
     assert_same(compiled, plain)
     for name in ("low", "high", "total"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    assert one.ends == same.ends
+    assert one.ends() == same.ends()
     if axis is not None:
         np.testing.assert_array_equal(one.low, same.low)
         np.testing.assert_allclose(one.total, same.total, rtol=1e-9, atol=1e-9 * float(np.abs(x).astype(float).sum()))
@@ -122,9 +122,8 @@ def test_a_sketch_of_blocks_leaves_out_what_is_not_finite(bad: float) -> None:
     assert not one.update(in_blocks(x, 16, 0.0))
     assert not other.update(x)
     assert equal(one, other)
-    before = one.state()
-    one.update(in_blocks(x + 1, 16, 0.0), 1)
-    one.forget(in_blocks(x + 1, 16, 0.0), 1, before)
+    one.look(in_blocks(x + 1, 16, 0.0))
+    one.drop(in_blocks(x + 1, 16, 0.0))
     assert equal(one, other)
 
 
@@ -132,7 +131,7 @@ def test_what_is_not_finite_is_seen() -> None:
     for value in (np.nan, -np.nan, np.inf, -np.inf):
         x = np.array([1.0, value, -1.0], np.float32)
         pages = Pages()
-        assert not np.isfinite(observe(x, None, pages).ends).all()
+        assert not np.isfinite(observe(x, None, pages).ends()).all()
         expected = Pages()
         expected.count_numpy(x.view(np.uint32))
         assert_same(pages, expected)
@@ -145,9 +144,8 @@ def test_what_is_forgotten_leaves_no_trace(feeds: list[np.ndarray], bad: np.ndar
     for k, x in enumerate(feeds):
         untouched.update(x, k)
         sketch.update(x, k)
-    before = sketch.state()
-    sketch.update(bad, 9)
-    sketch.forget(bad, 9, before)
+    sketch.look(bad)
+    sketch.drop(bad)
     assert equal(sketch, untouched)
 
 
