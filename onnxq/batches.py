@@ -14,7 +14,7 @@ from onnxq.runtime import TensorInfo
 def check_batches(inputs: Iterable[TensorInfo], sizes: Sequence[int]) -> None:
     """Raise DataError where an input does not take a batch of one of these sizes along its axis 0."""
     for info in inputs if sizes else ():
-        if info.dtype is None or info.shape == ():
+        if info.dtype is None or info.is_sequence or info.shape == ():
             raise DataError(f"input {info.name} has no axis for a batch; leave --batch out")
         if info.shape is None or info.shape[0] is None:
             continue

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from onnxq import audit
 from onnxq import passes as p
@@ -18,6 +16,7 @@ from onnxq.cones import cones_of
 from onnxq.data import Sample
 from onnxq.errors import ModelError, OnnxqError
 from onnxq.fastest import Built, fastest
+from onnxq.feeds import Feed, size_of
 from onnxq.graph import Variable
 from onnxq.model import Model, Observed, State
 from onnxq.passmanager import PassRecord
@@ -76,9 +75,9 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
     return model, prepared.records + equalized + best.records
 
 
-def _typical(feeds: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+def _typical(feeds: Sequence[Feed]) -> Feed:
     """The feed of median size, for what is fastest may depend on the size."""
-    return sorted(feeds, key=lambda feed: sum(array.nbytes for array in feed.values()))[len(feeds) // 2]
+    return sorted(feeds, key=size_of)[len(feeds) // 2]
 
 
 def _build(prepared: Prepared, start: Model, recipe: Recipe) -> Built:

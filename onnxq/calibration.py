@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.errors import CalibrationError
+from onnxq.feeds import Feed, Value, flat, size_of, whole, without_objects
 from onnxq.sketch import TensorSketch
 
 SCHEMA = 4
@@ -26,7 +27,6 @@ PROBES = 16
 FEWEST_PROBES = 4  # however large they are
 MOST_BYTES = 1 << 20  # of a probe beyond these
 LOUDEST = 4
-Feed = dict[str, np.ndarray]
 
 
 @dataclass
@@ -116,6 +116,7 @@ class Calibration:
         """Write the file, whole or not at all."""
         from onnxq.files import write_whole
 
+        flats = [flat(feed) for feed in self.kept.values()]
         header = {
             "schema": SCHEMA,
             "samples": self.samples,
@@ -123,6 +124,7 @@ class Calibration:
             "feeds": sorted(self.feeds.items()),
             "skipped": sorted(self.skipped.items()),
             "kept": list(self.kept),
+            "sequences": {str(k): lengths for k, (_, lengths) in enumerate(flats) if lengths},
             "probes": self.probe_hashes,
             "loudest": {digest: energy.hex() for digest, energy in self.energies.items()},
             "versions": self.versions,
@@ -133,7 +135,7 @@ class Calibration:
             for k, sketch in enumerate(self.sketches.values())
             for part, array in sketch.to_arrays().items()
         }
-        feeds = {f"{k}/{name}": array for k, feed in enumerate(self.kept.values()) for name, array in feed.items()}
+        feeds = {f"{k}/{name}": array for k, (arrays, _) in enumerate(flats) for name, array in arrays.items()}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
             for name, content in {
@@ -155,11 +157,11 @@ class Calibration:
                         f"{path} has schema {header['schema']}, this onnxq reads {SCHEMA}; calibrate again"
                     )
                 arrays = _parts(archive.read("sketches.npz"))
-                feeds = _parts(archive.read("feeds.npz"))
+                feeds, sequences = _parts(archive.read("feeds.npz")), header.get("sequences", {})
             return cls(
                 sketches={name: TensorSketch.from_arrays(arrays[k]) for k, (name, _) in enumerate(header["tensors"])},
                 cones={name: cone for name, cone in header["tensors"] if cone},
-                kept={digest: feeds.get(k, {}) for k, digest in enumerate(header["kept"])},
+                kept={d: whole(feeds.get(k, {}), sequences.get(str(k), {})) for k, d in enumerate(header["kept"])},
                 probe_hashes=header["probes"],
                 energies={digest: float.fromhex(energy) for digest, energy in header["loudest"].items()},
                 feeds={int(k): digest for k, digest in header["feeds"]},
@@ -177,14 +179,13 @@ class Calibration:
 
 def _few(digests: Sequence[str], feeds: Mapping[str, Feed]) -> list[str]:
     """The first few of these feeds, and more where they are small: of parts of the data those that are of the whole."""
-    small = [d for d in digests if sum(array.nbytes for array in feeds[d].values()) <= MOST_BYTES]
+    small = [d for d in digests if size_of(feeds[d]) <= MOST_BYTES]
     return sorted({*digests[:FEWEST_PROBES], *small[:PROBES]})
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    arrays = {key: array.astype(str) if array.dtype == object else array for key, array in arrays.items()}
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, **{key: without_objects(array) for key, array in arrays.items()})  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -253,11 +254,13 @@ def merged(parts: Sequence[Calibration]) -> Calibration:
     return whole
 
 
-def hash_of_feed(feed: Mapping[str, np.ndarray]) -> str:
+def hash_of_feed(feed: Mapping[str, Value]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(feed):
-        array = np.ascontiguousarray(feed[name])
-        array = array.astype(str) if array.dtype == object else array  # strings by what they say
+    arrays, lengths = flat(feed)
+    if lengths:
+        digest.update(json.dumps(lengths, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = without_objects(np.ascontiguousarray(arrays[name]))  # strings by what they say
         digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:32]

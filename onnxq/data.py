@@ -7,8 +7,10 @@
     module:function         a callable that gives feeds, or (feed, label) pairs
     iterable, reader        in the library: any iterable of feeds, or an onnxruntime CalibrationDataReader
 
-A label is an array `label` that is not a model input. Samples are pulled lazily and never re-batched. A source that can be
-read only once (a generator, a reader) is spooled to a temporary folder as it is read, so that it can be read again.
+A label is an array `label` that is not a model input. For an input x that takes a sequence, a feed holds a list of arrays,
+a file the arrays x[0], x[1] ...; for an Optional one that is given nothing, nothing. Samples are pulled lazily and never
+re-batched. A source that can be read only once (a generator, a reader) is spooled to a temporary folder as it is read, so
+that it can be read again.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxq.errors import DataError, nearest
+from onnxq.feeds import Feed, Value, flat, whole, without_objects
 from onnxq.images import SUFFIXES, ImageOptions, open_images
 from onnxq.runtime import Session, TensorInfo
 
@@ -40,7 +43,7 @@ HOW = "--data takes a folder of .npz feeds or of images, an .npz or .npy file, t
 class Sample:
     """One feed for the model, its label if it has one, and where it came from (for messages)."""
 
-    feed: dict[str, np.ndarray]
+    feed: Feed
     label: np.ndarray | None
     where: str
 
@@ -89,15 +92,16 @@ def open_samples(
     if isinstance(source, (str, Path)):
         read, length = _open_path(str(source), inputs, images or ImageOptions())
     else:
-        read, length = _open_object(source)
+        read, length = _open_object(source, _sequences(inputs))
     return Samples(read, inputs, length, limit)
 
 
 def fed_back(samples: Samples, session: Session, states: Mapping[str, str], inputs: Sequence[TensorInfo]) -> Samples:
     """The samples as one stream: each lacks the inputs that are outputs (output -> input) of the run before.
 
-    The model is run to make them. They are zeros in the first sample, dimensions that the model leaves open being 1; a
-    sample that holds them starts the stream anew from there. Raises DataError where a name is none of the model's.
+    The model is run to make them. They are zeros in the first sample, dimensions that the model leaves open being 1; of a
+    sequence, no arrays; of an Optional, nothing. A sample that holds them starts the stream anew from there. Raises
+    DataError where a name is none of the model's.
     """
     of = {i.name: i for i in inputs}
     outputs = [o.name for o in session.outputs]
@@ -107,17 +111,21 @@ def fed_back(samples: Samples, session: Session, states: Mapping[str, str], inpu
                 raise DataError(f"feedback {output}={name}: the model has no {what} {said}; {nearest(said, valid)}")
 
     def read() -> Iterator[Sample]:
-        state: dict[str, np.ndarray] = {}
+        state: Feed = {}
         for sample in samples.raw():
             feed = dict(sample.feed)
             for name in states.values():
-                if name not in feed:
+                if name in feed:
+                    continue
+                if name in state:
+                    feed[name] = state[name]
+                elif not of[name].is_optional:
                     shape = [1 if d is None else d for d in of[name].shape or ()]
-                    feed[name] = state.get(name, np.zeros(shape, of[name].dtype))
+                    feed[name] = [] if of[name].is_sequence else np.zeros(shape, of[name].dtype)
             full = _as_floats_of(_labelled(Sample(feed, sample.label, sample.where), inputs), inputs)
             check(full, inputs)
             results = session.run(full.feed, full.where)
-            state = {name: results[output] for output, name in states.items()}
+            state = {name: results[output] for output, name in states.items() if results[output] is not None}
             yield full
 
     return Samples(read, inputs, samples.length, None)
@@ -130,20 +138,30 @@ def check(sample: Sample, inputs: Sequence[TensorInfo]) -> None:
         if name not in names:
             raise DataError(f"{sample.where}: the model has no input {name}; {nearest(name, names)}")
     for info in inputs:
-        if info.name not in sample.feed:
+        if info.name in sample.feed:
+            _check_value(sample.feed[info.name], info, sample.where)
+        elif not info.is_optional:
+            what = f"are no arrays {info.name}[0], {info.name}[1] ..." if info.is_sequence else "is no array"
+            needed = [i.name for i in inputs if not i.is_optional]
             raise DataError(
-                f"{sample.where}: there is no array for input {info.name}; it holds {sorted(sample.feed)}, and each sample "
-                f"needs all of {names}"
+                f"{sample.where}: there {what} for input {info.name}; it holds {sorted(sample.feed)}, and each sample "
+                f"needs all of {needed}"
             )
-        array = sample.feed[info.name]
+
+
+def _check_value(value: Value, info: TensorInfo, where: str) -> None:
+    if isinstance(value, list) != info.is_sequence:
+        takes, given = ("a list of arrays", "one array") if info.is_sequence else ("one array", "a list of arrays")
+        raise DataError(f"{where}: input {info.name} takes {takes} and is given {given}; give it as {takes}")
+    for array in value if isinstance(value, list) else [value]:
         if info.dtype is not None and info.dtype != object and array.dtype != info.dtype:
             raise DataError(
-                f"{sample.where}: input {info.name} is {array.dtype}, the model takes {info.dtype}; store it as {info.dtype}"
+                f"{where}: input {info.name} is {array.dtype}, the model takes {info.dtype}; store it as {info.dtype}"
             )
         if info.shape is not None and not _fits(array.shape, info.shape):
             wanted = ", ".join("?" if d is None else str(d) for d in info.shape)
             raise DataError(
-                f"{sample.where}: input {info.name} has shape {list(array.shape)}, the model takes [{wanted}]; give every "
+                f"{where}: input {info.name} has shape {list(array.shape)}, the model takes [{wanted}]; give every "
                 "sample in that shape, its batch axis included"
             )
 
@@ -167,7 +185,7 @@ def _open_path(text: str, inputs: Sequence[TensorInfo], images: ImageOptions) ->
         return _stacked({inputs[0].name: _load_npy(path)}, path.name, inputs)
     module, colon, function = text.rpartition(":")
     if colon and module.replace(".", "").isidentifier() and function.isidentifier():
-        return _open_named(text)
+        return _open_named(text, _sequences(inputs))
     if not text or not path.exists():
         raise DataError(f"there is no data at {text or 'an empty path'}; {HOW}")
     raise DataError(f"{text} is no kind of data that is known; {HOW}")
@@ -176,7 +194,8 @@ def _open_path(text: str, inputs: Sequence[TensorInfo], images: ImageOptions) ->
 def _open_folder(folder: Path, inputs: Sequence[TensorInfo], images: ImageOptions) -> Opened:
     feeds = sorted(folder.glob("*.npz"))
     if feeds:
-        return (lambda: (Sample(_load_npz(f), None, f.name) for f in feeds)), len(feeds)
+        names = _sequences(inputs)
+        return (lambda: (Sample(_gathered(_load_npz(f), names), None, f.name) for f in feeds)), len(feeds)
     sets = sorted(p for p in folder.glob("test_data_set_*") if p.is_dir())
     if not sets and (folder / "input_0.pb").is_file():
         sets = [folder]
@@ -188,6 +207,16 @@ def _open_folder(folder: Path, inputs: Sequence[TensorInfo], images: ImageOption
         name = inputs[0].name
         return (lambda: (Sample({name: x}, label, where) for x, label, where in read())), len(files)
     raise DataError(f"{folder} holds no .npz feeds, no test_data_set_* folders and no images; {HOW}")
+
+
+def _sequences(inputs: Iterable[TensorInfo]) -> frozenset[str]:
+    return frozenset(i.name for i in inputs if i.is_sequence)
+
+
+def _gathered(arrays: Mapping[str, np.ndarray], sequences: Iterable[str]) -> Feed:
+    """The arrays of a file as a feed: those of sequences, name[0], name[1] ..., in lists."""
+    lengths = {name: next(k for k in count() if f"{name}[{k}]" not in arrays) for name in sequences}
+    return whole(arrays, {name: length for name, length in lengths.items() if length})
 
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
@@ -235,10 +264,15 @@ def _labelled(sample: Sample, inputs: Sequence[TensorInfo]) -> Sample:
 def _as_floats_of(sample: Sample, inputs: Sequence[TensorInfo]) -> Sample:
     """The sample with floats of another width than the model takes turned into those."""
     wanted = {i.name: i.dtype for i in inputs if i.dtype is not None and i.dtype.kind == "f"}
-    other = {
-        k: a.astype(wanted[k]) for k, a in sample.feed.items() if a.dtype.kind == "f" and a.dtype != wanted.get(k, a.dtype)
+
+    def fitted(name: str, array: np.ndarray) -> np.ndarray:
+        return array.astype(wanted.get(name, array.dtype), copy=False) if array.dtype.kind == "f" else array
+
+    feed: Feed = {
+        name: [fitted(name, a) for a in value] if isinstance(value, list) else fitted(name, value)
+        for name, value in sample.feed.items()
     }
-    return Sample({**sample.feed, **other}, sample.label, sample.where) if other else sample
+    return Sample(feed, sample.label, sample.where)
 
 
 def _stacked(arrays: dict[str, np.ndarray], where: str, inputs: Sequence[TensorInfo]) -> Opened:
@@ -247,7 +281,7 @@ def _stacked(arrays: dict[str, np.ndarray], where: str, inputs: Sequence[TensorI
         raise DataError(f"{where} is empty: its arrays hold no samples along axis 0")
     if len(set(lengths.values())) > 1:
         raise DataError(f"{where}: the arrays differ in length along axis 0, {lengths}; stack one entry a sample")
-    baked = [i.shape[0] for i in inputs if i.shape]
+    baked, names = [i.shape[0] for i in inputs if i.shape], _sequences(inputs)
     step = next((b for b in baked if b is not None), 1)
     total = next(iter(lengths.values())) // step
     if total == 0:
@@ -260,24 +294,37 @@ def _stacked(arrays: dict[str, np.ndarray], where: str, inputs: Sequence[TensorI
         for k in range(total):
             part = slice(k * step, (k + 1) * step)
             feed = {name: array[part] if array.ndim else array for name, array in arrays.items()}
-            yield Sample(feed, None, f"{where}[{part.start}]")
+            yield Sample(_gathered(feed, names), None, f"{where}[{part.start}]")
 
     return read, total
 
 
 def _load_protos(folder: Path, inputs: Sequence[TensorInfo]) -> Sample:
-    from onnx import TensorProto, numpy_helper
-
-    feed = {}
+    feed: Feed = {}
     for k, info in enumerate(inputs):
         path = folder / f"input_{k}.pb"
         try:
-            feed[info.name] = numpy_helper.to_array(TensorProto.FromString(path.read_bytes()))
+            value = _load_proto(path.read_bytes(), info)
         except OSError as error:
             raise DataError(f"{path}, for input {info.name}, cannot be read: {error.strerror}") from error
         except Exception as error:  # protobuf's, and whatever numpy makes of a tensor whose parts do not go together
-            raise DataError(f"{path} is no serialized tensor: {error}; write it as onnx.TensorProto") from error
+            kind = "OptionalProto" if info.is_optional else "SequenceProto" if info.is_sequence else "TensorProto"
+            raise DataError(f"{path} is no serialized value of {info.name}: {error}; write it as onnx.{kind}") from error
+        if value is not None:
+            feed[info.name] = value
     return Sample(feed, None, folder.name)
+
+
+def _load_proto(content: bytes, info: TensorInfo) -> Value | None:
+    from onnx import OptionalProto, SequenceProto, TensorProto, numpy_helper
+
+    if info.is_optional:
+        optional = OptionalProto.FromString(content)
+        is_empty = not any(optional.HasField(f) for f in ("tensor_value", "sequence_value"))
+        return None if is_empty else numpy_helper.to_optional(optional)
+    if info.is_sequence:
+        return numpy_helper.to_list(SequenceProto.FromString(content))
+    return numpy_helper.to_array(TensorProto.FromString(content))
 
 
 def load_function(text: str) -> Callable[..., Any]:
@@ -293,9 +340,9 @@ def load_function(text: str) -> Callable[..., Any]:
     return call
 
 
-def _open_named(text: str) -> Opened:
+def _open_named(text: str, sequences: frozenset[str]) -> Opened:
     with _blamed(text):
-        read, length = _open_object(_named(text))
+        read, length = _open_object(_named(text), sequences)
 
     def guarded() -> Iterator[Sample]:
         with _blamed(text):
@@ -341,14 +388,14 @@ def _blamed(text: str) -> Iterator[None]:
         ) from error
 
 
-def _open_object(source: Any) -> Opened:
+def _open_object(source: Any, sequences: frozenset[str]) -> Opened:
     if hasattr(source, "get_next") and not isinstance(source, type):
-        return _spooled(iter(source.get_next, None))
+        return _spooled(iter(source.get_next, None), sequences)
     if callable(source):  # called anew for each reading
-        return (lambda: (_as_sample(item, k) for k, item in enumerate(_iterable(source())))), None
+        return (lambda: (_as_sample(item, k, sequences) for k, item in enumerate(_iterable(source())))), None
     if isinstance(source, Iterator):
-        return _spooled(source)
-    return _reiterable(source)
+        return _spooled(source, sequences)
+    return _reiterable(source, sequences)
 
 
 def _iterable(source: Any) -> Iterable[Any]:
@@ -359,24 +406,29 @@ def _iterable(source: Any) -> Iterable[Any]:
     return source
 
 
-def _reiterable(source: Any) -> Opened:
+def _reiterable(source: Any, sequences: frozenset[str]) -> Opened:
     feeds = _iterable(source)
     try:
         length = len(source)
     except (TypeError, NotImplementedError):  # has no length, or says so only when asked
         length = None
-    return (lambda: (_as_sample(item, k) for k, item in enumerate(feeds))), length
+    return (lambda: (_as_sample(item, k, sequences) for k, item in enumerate(feeds))), length
 
 
-def _as_sample(item: Any, k: int) -> Sample:
+def _as_sample(item: Any, k: int, sequences: frozenset[str]) -> Sample:
     where = f"sample {k}"
     if isinstance(item, Sample):
         return item
     feed, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
     if not isinstance(feed, dict):
         raise DataError(f"{where} is a {type(feed).__name__}; a feed is a dict of one array for each input name")
-    arrays = {str(name): _as_array(array, f"input {name}", where) for name, array in feed.items()}
-    return Sample(arrays, None if label is None else _as_array(label, "the label", where), where)
+    taken: Feed = {}
+    for name, given in feed.items():
+        if name in sequences and isinstance(given, (list, tuple)):
+            taken[str(name)] = [_as_array(array, f"input {name}[{j}]", where) for j, array in enumerate(given)]
+        elif given is not None:  # nothing, for an Optional input
+            taken[str(name)] = _as_array(given, f"input {name}", where)
+    return Sample(taken, None if label is None else _as_array(label, "the label", where), where)
 
 
 def _as_array(given: Any, what: str, where: str) -> np.ndarray:
@@ -386,10 +438,10 @@ def _as_array(given: Any, what: str, where: str) -> np.ndarray:
         raise DataError(f"{where}: {what} is a {type(given).__name__} that makes no array: {error}") from error
 
 
-def _spooled(source: Iterator[Any]) -> Opened:
+def _spooled(source: Iterator[Any], sequences: frozenset[str]) -> Opened:
     """A source that can be read once, kept on disk as it is read."""
     folder = Path(tempfile.mkdtemp(prefix="onnxq-"))
-    kept: list[tuple[Path, str]] = []
+    kept: list[tuple[Path, str, dict[str, int]]] = []
 
     def read() -> Iterator[Sample]:
         k = 0
@@ -398,24 +450,20 @@ def _spooled(source: Iterator[Any]) -> Opened:
                 item = next(source, None)
                 if item is None:
                     return
-                sample = _as_sample(item, k)
+                sample = _as_sample(item, k, sequences)
                 path = folder / f"{k}.npz"
-                arrays: dict[str, Any] = {f"0{name}": _plain(array) for name, array in sample.feed.items()}
+                given, lengths = flat(sample.feed)
+                arrays: dict[str, Any] = {f"0{name}": without_objects(array) for name, array in given.items()}
                 if sample.label is not None:
-                    arrays["1"] = _plain(sample.label)
+                    arrays["1"] = without_objects(sample.label)
                 np.savez(path, **arrays)
-                kept.append((path, sample.where))
-            path, where = kept[k]
+                kept.append((path, sample.where, lengths))
+            path, where, lengths = kept[k]
             with np.load(path) as stored:
                 feed = {name[1:]: stored[name] for name in stored.files if name[0] == "0"}
                 label = stored["1"] if "1" in stored.files else None
-            yield Sample(feed, label, where)
+            yield Sample(whole(feed, lengths), label, where)
             k += 1
 
     weakref.finalize(read, shutil.rmtree, folder, ignore_errors=True)
     return read, None
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """The array without Python objects, which are kept by pickle alone: strings as numpy's own."""
-    return array.astype(str) if array.dtype == object else array

@@ -25,7 +25,6 @@ from onnxq.proto import (
     bodies,
     inline_functions,
     make_names_unique,
-    refuse_types,
     rename,
     restore_interface,
     say_folder,
@@ -174,7 +173,6 @@ class Graph:
 
         Raises ModelError when external data is missing, UnsupportedModelError for types that are not handled.
         """
-        refuse_types(proto)
         store = store or WeightStore()
         if is_half(proto):
             proto = with_external_data(proto, folder)

@@ -18,6 +18,7 @@ from onnxq.collection import Collecting
 from onnxq.cones import cones_of
 from onnxq.data import Samples, fed_back, open_samples
 from onnxq.errors import CalibrationError, DataError, ModelError, RecipeError, nearest
+from onnxq.feeds import Feed
 from onnxq.graph import Constant, Graph
 from onnxq.images import ImageOptions
 from onnxq.model import Model, verify
@@ -97,7 +98,7 @@ def prepare(
         model.trained = {n: q for n, q in model.trained.items() if isinstance(tensors.get(n), Constant)}
     original = graph.to_stored_proto()
     session = Session(original, threads=threads)
-    inputs = runtime.with_unknown_ranks(session.inputs, original)
+    inputs = runtime.as_declared(session.inputs, original)
     samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
     if samples is not None and feedback:
         samples = fed_back(samples, session, feedback, inputs)
@@ -133,7 +134,7 @@ def passes_of(kinds: Sequence[type[Pass]], recipe: Recipe) -> list[Pass]:
     return made
 
 
-def _probes(samples: Samples | None, calibration: Calibration | None) -> list[dict[str, np.ndarray]]:
+def _probes(samples: Samples | None, calibration: Calibration | None) -> list[Feed]:
     if samples is not None:
         found = []
         for sample in samples:
@@ -151,13 +152,15 @@ def _for_probes(samples: Samples | None, session: Session, inputs: Sequence[Tens
         found.keep_feed(k, sample.feed, hash_of_feed(sample.feed), 0.0)
     rng = np.random.default_rng(0)
     for size, filler in ((1, 0), (1, 1), (16, 1)) if samples is None else ():
-        feed = {}
+        feed: Feed = {}
         for info in inputs:
+            if info.is_optional:
+                continue
             if info.dtype is None or info.dtype.kind not in "fiub" or info.shape is None:
                 return found
             shape = [size if d is None else d for d in info.shape]
             made = rng.standard_normal(shape) if info.dtype.kind == "f" else np.full(shape, filler)
-            feed[info.name] = made.astype(info.dtype)
+            feed[info.name] = [made.astype(info.dtype)] if info.is_sequence else made.astype(info.dtype)
         try:
             session.run(feed)
         except ModelError:

@@ -9,7 +9,7 @@ import onnx
 import onnx.inliner
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from onnxq.errors import ModelError, UnsupportedModelError
+from onnxq.errors import ModelError
 
 FOLDER = "onnxq.weights_folder"  # the metadata key
 OWN_INITIALIZERS = 4  # the first ir_version in which an initializer need not be an input too
@@ -28,12 +28,13 @@ def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield from bodies(body)
 
 
-def refuse_types(proto: onnx.ModelProto) -> None:
-    """Raise UnsupportedModelError for sequences and optional values that come in."""
-    for info in proto.graph.input:
-        for kind, name in (("sequence_type", "a sequence of tensors"), ("optional_type", "an Optional")):
-            if info.type.HasField(kind):
-                raise UnsupportedModelError(f"input {info.name} takes {name}, which samples do not hold")
+def tensor_type_of(kind: onnx.TypeProto) -> onnx.TypeProto.Tensor:
+    """The type of a tensor, or of the tensors in a sequence or an Optional; an empty one of a map."""
+    if kind.HasField("optional_type"):
+        return tensor_type_of(kind.optional_type.elem_type)
+    if kind.HasField("sequence_type"):
+        return tensor_type_of(kind.sequence_type.elem_type)
+    return kind.tensor_type
 
 
 def type_attributes(proto: onnx.ModelProto) -> dict[str, list[onnx.AttributeProto]]:

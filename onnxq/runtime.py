@@ -22,10 +22,11 @@ import onnxruntime as ort
 
 from onnxq import providers
 from onnxq.errors import ModelError, RecipeError, nearest
-from onnxq.proto import folder_of
+from onnxq.feeds import Value
+from onnxq.proto import folder_of, tensor_type_of
 from onnxq.store import WeightStore, stored
 
-Feed = Mapping[str, np.ndarray]
+Feed = Mapping[str, Value]
 CPU = "CPUExecutionProvider"
 THREADS_OF = {"OpenVINOExecutionProvider": "num_of_threads"}  # providers with threads of their own, and the option for them
 MOST_ROUNDS = 300  # that a profile is of
@@ -44,11 +45,16 @@ _registering = threading.Lock()  # a worker of a cluster has several threads, an
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output of a model: its name, numpy dtype (None: no plain tensor), and dimensions (None: any)."""
+    """An input or output of a model: its name, numpy dtype (None: no array at all), and dimensions (None: any).
+
+    Of a sequence they are those of its arrays.
+    """
 
     name: str
     dtype: np.dtype | None
     shape: tuple[int | None, ...] | None
+    is_sequence: bool = False
+    is_optional: bool = False
 
 
 class Session:
@@ -175,20 +181,35 @@ class _loadable:
 
 def _info(argument: Any) -> TensorInfo:
     kinds = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
-    kind = argument.type
+    kind, is_optional = _inside(argument.type, "optional")
+    kind, is_sequence = _inside(kind, "seq")
     plain = kinds.get(kind, kind[7:-1] if kind.startswith("tensor(") else "")
     try:
         dtype = np.dtype(object if plain == "string" else plain) if plain else None
     except TypeError:
         dtype = None
     shape = tuple(d if isinstance(d, int) and d > 0 else None for d in argument.shape or ())
-    return TensorInfo(argument.name, dtype, shape if argument.shape is not None else None)
+    is_known = argument.shape is not None and not is_optional and not is_sequence  # of these it tells no shape
+    return TensorInfo(argument.name, dtype, shape if is_known else None, is_sequence, is_optional)
 
 
-def with_unknown_ranks(inputs: Sequence[TensorInfo], proto: onnx.ModelProto) -> list[TensorInfo]:
-    """The same inputs, where onnxruntime calls an input of unknown rank a scalar."""
-    unknown = {i.name for i in proto.graph.input if not i.type.tensor_type.HasField("shape")}
-    return [replace(i, shape=None) if i.name in unknown else i for i in inputs]
+def _inside(kind: str, wrapper: str) -> tuple[str, bool]:
+    """What a type is of, as in seq(tensor(float)), and whether it is of that kind at all."""
+    is_of = kind.startswith(f"{wrapper}(")
+    return (kind[len(wrapper) + 1 : -1] if is_of else kind), is_of
+
+
+def as_declared(inputs: Sequence[TensorInfo], proto: onnx.ModelProto) -> list[TensorInfo]:
+    """The inputs with the shapes that the model gives, where onnxruntime calls one of unknown rank a scalar.
+
+    Of sequences and Optionals it tells none.
+    """
+    shapes = {}
+    for info in proto.graph.input:
+        kind = tensor_type_of(info.type)
+        known = tuple(d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim)
+        shapes[info.name] = known if kind.HasField("shape") else None
+    return [replace(i, shape=shapes.get(i.name, i.shape)) for i in inputs]
 
 
 def _first_line(error: BaseException) -> str:
@@ -243,9 +264,10 @@ def sizes_of(proto: onnx.ModelProto, names: Iterable[str], feed: Feed) -> dict[s
     twin = onnx.ModelProto()
     twin.CopyFrom(proto)
     for info in twin.graph.input:
-        if info.name in feed:
-            kind = onnx.helper.np_dtype_to_tensor_dtype(feed[info.name].dtype)
-            info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, feed[info.name].shape))
+        given = feed.get(info.name)
+        if isinstance(given, np.ndarray):
+            kind = onnx.helper.np_dtype_to_tensor_dtype(given.dtype)
+            info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, given.shape))
     inferred = onnx.shape_inference.infer_shapes(twin, data_prop=True).graph
     found = dict.fromkeys(names, float("inf"))
     for info in [*inferred.value_info, *inferred.output, *inferred.input]:

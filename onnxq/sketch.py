@@ -152,11 +152,11 @@ class TensorSketch:
 
     def _count_nonfinite(self, x: np.ndarray | Blocks) -> tuple[float, float]:
         """Count what is not finite; the (minimum, maximum) of the rest."""
-        x = x.plain() if isinstance(x, Blocks) else _counted(x)
-        finite = x[np.isfinite(x)]
-        infinite = int(np.isinf(x).sum())
+        plain = x.plain() if isinstance(x, Blocks) else np.asarray(x, np.float32)
+        finite = plain[np.isfinite(plain)]
+        infinite = int(np.isinf(plain).sum())
         self.inf_count += infinite
-        self.nan_count += x.size - finite.size - infinite
+        self.nan_count += plain.size - finite.size - infinite
         return float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
 
     def copy(self) -> TensorSketch:

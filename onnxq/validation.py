@@ -357,7 +357,7 @@ def _check_pair(reference: Session, candidate: Session) -> None:
 
 
 def _inputs(session: Session, source: Source) -> list[TensorInfo]:
-    return runtime.with_unknown_ranks(session.inputs, source.proto)
+    return runtime.as_declared(session.inputs, source.proto)
 
 
 def _feeds(

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from onnxq.errors import ModelError
-from onnxq.proto import bodies, bodies_of
+from onnxq.proto import bodies, bodies_of, tensor_type_of
 from onnxq.runtime import Session
 
 Shape = tuple[int, ...]
@@ -97,12 +97,15 @@ def shapes_of(proto: onnx.ModelProto, folder: Path, names: Callable[[onnx.GraphP
 
 
 def _first_that_runs(session: Session, inputs: list[onnx.ValueInfoProto]) -> tuple[dict[str, Shape], dict[str, Any]]:
+    given = [i for i in inputs if not i.type.HasField("optional_type")]
+    sequences = {i.name for i in given if i.type.HasField("sequence_type")}
     error: ModelError | None = None
     for free in FREE:
         for filling in FILLINGS:
             try:
-                feed = {i.name: _made_up(i, _sizes(i, inputs, free), filling) for i in inputs}
-                return {name: array.shape for name, array in feed.items()}, feed | session.run(feed, "made-up inputs")
+                arrays = {i.name: _made_up(i, _sizes(i, inputs, free), filling) for i in given}
+                feed = {n: [array] if n in sequences else array for n, array in arrays.items()}
+                return {n: array.shape for n, array in arrays.items()}, feed | session.run(feed, "made-up inputs")
             except ModelError as failed:
                 error = error or failed
     assert error is not None
@@ -111,14 +114,14 @@ def _first_that_runs(session: Session, inputs: list[onnx.ValueInfoProto]) -> tup
 
 def _sizes(info: onnx.ValueInfoProto, inputs: list[onnx.ValueInfoProto], free: int) -> Shape:
     """Its dimensions; those that are free are 1 on the first axis, also where their name is seen elsewhere."""
-    firsts = {i.type.tensor_type.shape.dim[0].dim_param for i in inputs if i.type.tensor_type.shape.dim}
-    dims = list(info.type.tensor_type.shape.dim)
+    firsts = {shape.dim[0].dim_param for i in inputs if (shape := tensor_type_of(i.type).shape).dim}
+    dims = list(tensor_type_of(info.type).shape.dim)
     batch = [k == 0 or (d.dim_param and d.dim_param in firsts) for k, d in enumerate(dims)]
     return tuple(d.dim_value if d.dim_value > 0 else 1 if b else free for d, b in zip(dims, batch, strict=True))
 
 
 def _made_up(info: onnx.ValueInfoProto, shape: Shape, filling: int) -> np.ndarray:
-    kind = info.type.tensor_type.elem_type
+    kind = tensor_type_of(info.type).elem_type
     if kind == onnx.TensorProto.STRING:
         return np.full(shape, str(filling), object)
     if kind == onnx.TensorProto.UNDEFINED:
@@ -225,7 +228,7 @@ def inferred(proto: onnx.ModelProto, found: Shapes) -> dict[str, Shape]:
     twin = onnx.ModelProto()
     twin.CopyFrom(proto)
     for info in twin.graph.input:
-        if info.name in found.inputs:
+        if info.name in found.inputs and info.type.HasField("tensor_type"):
             kind = info.type.tensor_type.elem_type
             info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, found.inputs[info.name]))
     try:
