@@ -30,6 +30,7 @@ from onnxq.blocks import Blocks
 from onnxq.calibration import Calibration, hash_of_feed
 from onnxq.data import Sample
 from onnxq.errors import CalibrationError, OutputError, RecipeError
+from onnxq.executors import end_if_stuck
 from onnxq.exposure import Exposed
 from onnxq.proto import with_external_data
 from onnxq.sketch import TensorSketch
@@ -42,6 +43,7 @@ Indexed = tuple[int, Sample]
 MOST_LANES = 4
 SHARD = 8  # samples that a task of an executor takes
 CHECKPOINT_SECONDS = 30.0
+DEATH_SECONDS = 5.0  # after which a pool must have seen that a worker died
 MOST_DEATHS = 3  # of workers, one after another, on the same work
 
 
@@ -403,10 +405,13 @@ def _run_on(
     try:
         while True:
             while len(pending) < most and submit():
-                pass
+                end_if_stuck(pool)
             if not pending:
                 return
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            finished = wait(pending, DEATH_SECONDS, FIRST_COMPLETED).done
+            if not finished:
+                end_if_stuck(pool)
+            for future in finished:
                 shard = pending.pop(future)
                 try:
                     part = future.result()

@@ -266,6 +266,8 @@ def _as_floats_of(sample: Sample, inputs: Sequence[TensorInfo]) -> Sample:
     wanted = {i.name: i.dtype for i in inputs if i.dtype is not None and i.dtype.kind == "f"}
 
     def fitted(name: str, array: np.ndarray) -> np.ndarray:
+        if array.dtype.name == "bfloat16":  # of ml_dtypes, as onnx reads such tensors
+            array = array.astype(np.float32)
         return array.astype(wanted.get(name, array.dtype), copy=False) if array.dtype.kind == "f" else array
 
     feed: Feed = {
@@ -309,7 +311,9 @@ def _load_protos(folder: Path, inputs: Sequence[TensorInfo]) -> Sample:
             raise DataError(f"{path}, for input {info.name}, cannot be read: {error.strerror}") from error
         except Exception as error:  # protobuf's, and whatever numpy makes of a tensor whose parts do not go together
             kind = "OptionalProto" if info.is_optional else "SequenceProto" if info.is_sequence else "TensorProto"
-            raise DataError(f"{path} is no serialized value of {info.name}: {error}; write it as onnx.{kind}") from error
+            raise DataError(
+                f"{path}, for input {info.name}, is no serialized value: {error}; write it as onnx.{kind}"
+            ) from error
         if value is not None:
             feed[info.name] = value
     return Sample(feed, None, folder.name)

@@ -23,6 +23,21 @@ def processes(count: int) -> Callable[[], Executor]:
     )
 
 
+def end_if_stuck(pool: Executor) -> None:
+    """Break a pool of processes that has lost one, and has not seen it for seconds.
+
+    One that was killed while it wrote its answer leaves the pool waiting for the rest of it for ever, which
+    concurrent.futures has no remedy for. The end of what it reads makes it break as it does at other deaths.
+    """
+    workers = [*(getattr(pool, "_processes", None) or {}).values()]
+    if not isinstance(pool, ProcessPoolExecutor) or all(worker.is_alive() for worker in workers):
+        return
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    pool._result_queue._writer.close()  # type: ignore[attr-defined]  # the last that is open
+
+
 @contextmanager
 def dask(address: str) -> Iterator[Executor]:
     """The workers of the Dask cluster whose scheduler has this address, e.g. tcp://10.0.0.1:8786."""

@@ -50,8 +50,8 @@ def open_images(
     except ImportError as error:
         raise DataError("reading images needs Pillow: pip install 'onnxq[images]'") from error
     if len(inputs) != 1 or inputs[0].is_sequence:
-        what = f"{inputs[0].name} of the model takes a sequence" if len(inputs) == 1 else f"the model has {len(inputs)}"
-        raise DataError(f"a folder of images feeds one input with arrays, and {what}; use .npz feeds")
+        what = f"{inputs[0].name} takes a sequence" if len(inputs) == 1 else f"the model has {len(inputs)}"
+        raise DataError(f"a folder of images feeds one input, and {what}; use .npz feeds")
     if options.mean is None or options.std is None:
         raise DataError(
             f"{folder} holds images, and how the model wants its pixels is not in the file: give --image-mean and "

@@ -27,7 +27,7 @@ def is_half(proto: onnx.ModelProto, kinds: tuple[int, ...] = HALVES) -> bool:
 def widen(proto: onnx.ModelProto) -> None:
     """Turn every 16-bit float inside the model to float32, in place; inputs and outputs keep their types behind Casts.
 
-    Raises UnsupportedModelError for bfloat16 and for sequences of 16-bit floats that come in or go out.
+    Raises UnsupportedModelError for sequences of 16-bit floats that come in or go out.
     """
     graph = proto.graph
     overridable = {t.name for t in graph.initializer}
@@ -37,10 +37,6 @@ def widen(proto: onnx.ModelProto) -> None:
         if not info.type.HasField("tensor_type"):
             raise UnsupportedModelError(
                 f"{info.name} is a sequence of 16-bit floats, which is not handled; export it in float32"
-            )
-        if info.type.tensor_type.elem_type == TensorProto.BFLOAT16:
-            raise UnsupportedModelError(
-                f"{info.name} goes in or comes out in bfloat16, for which numpy has no arrays; export it in float32"
             )
     kinds = {info.name: info.type.tensor_type.elem_type for info in [*fed, *given]}
     for part in [graph, *bodies(graph)]:

@@ -76,17 +76,21 @@ def params_of(
 
 
 def narrowed(graph: Graph, node: Node, params: QuantParams) -> QuantParams | None:
-    """What a DequantizeLinear reads with all codes of the type for the range that a Clip of the codes before it leaves.
-
-    None where no Clip takes a quarter of the codes away. The zero point is the code nearest to where it was in that range.
-    """
+    """The parameters of a DequantizeLinear for the range that a Clip of its codes leaves, see `narrow`; None without one."""
     clip = maker(graph, node.inputs[0], "Clip")
     if clip is None:
         return None
     ends = [value(input_at(clip, k)) for k in (1, 2)]
     low, high = (None if end is None else int(end) for end in ends)
-    low = params.type.qmin if low is None else max(low, params.type.qmin)
-    high = params.type.qmax if high is None else min(high, params.type.qmax)
+    return narrow(params, params.type.qmin if low is None else low, params.type.qmax if high is None else high)
+
+
+def narrow(params: QuantParams, low: int, high: int) -> QuantParams | None:
+    """Parameters with all codes of the type for the range that codes of low to high have.
+
+    None where these are three quarters of all codes or more. The zero point is the code nearest to where it was.
+    """
+    low, high = max(low, params.type.qmin), min(high, params.type.qmax)
     zero, levels = int(params.zero_point), params.type.qmax - params.type.qmin
     if high - low >= WIDE_SHARE * levels or not low <= zero <= high or low == high:
         return None

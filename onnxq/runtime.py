@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import os
 import platform
 import re
@@ -47,7 +49,7 @@ _registering = threading.Lock()  # a worker of a cluster has several threads, an
 class TensorInfo:
     """An input or output of a model: its name, numpy dtype (None: no array at all), and dimensions (None: any).
 
-    Of a sequence they are those of its arrays.
+    Of a sequence they are those of its arrays. bfloat16, which numpy lacks, is given and taken as float32.
     """
 
     name: str
@@ -99,19 +101,51 @@ class Session:
         self._session.disable_fallback()  # a provider that fails in a run is an error too
         self.inputs = [_info(i) for i in self._session.get_inputs()]
         self.outputs = [_info(o) for o in self._session.get_outputs()]
-        self._names = [o.name for o in self.outputs]
+        self._outputs = _Outputs(self._session)
 
     def run(self, feed: Feed, where: str = "a sample") -> dict[str, Any]:
         """Every output by its name. Entries of the feed that are no inputs are left out; `where` is for messages."""
         wanted = {i.name: feed[i.name] for i in self.inputs if i.name in feed}
         try:
-            results = self._session.run(None, wanted)
+            return self._outputs(wanted)
         except Exception as error:
             raise ModelError(
                 f"onnxruntime cannot run the model on {where}: {_first_line(error)}; "
                 "check this sample against the model's inputs"
             ) from error
-        return dict(zip(self._names, results, strict=True))
+
+
+class _Outputs:
+    """Runs a session: feed -> every output by its name.
+
+    onnxruntime takes and gives no arrays of bfloat16, so these go by their bits.
+    """
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self._names = [o.name for o in session.get_outputs()]
+        ends = [*session.get_inputs(), *session.get_outputs()]
+        self._bfloat16 = {end.name for end in ends if end.type == "tensor(bfloat16)"}
+
+    def __call__(self, feed: Feed) -> dict[str, Any]:
+        if not self._bfloat16:
+            return dict(zip(self._names, self._session.run(None, feed), strict=True))
+        given = {
+            name: _from_float32(value) if name in self._bfloat16 else ort.OrtValue.ortvalue_from_numpy(value)
+            for name, value in feed.items()
+        }
+        results = dict(zip(self._names, self._session.run_with_ort_values(None, given), strict=True))
+        return {name: _to_float32(r) if name in self._bfloat16 else r.numpy() for name, r in results.items()}
+
+
+def _from_float32(array: np.ndarray) -> ort.OrtValue:
+    halves = array.astype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(halves.view(np.uint16), onnx.TensorProto.BFLOAT16)
+
+
+def _to_float32(value: ort.OrtValue) -> np.ndarray:
+    content = ctypes.string_at(value.data_ptr(), 2 * math.prod(value.shape()))
+    return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(value.shape())
 
 
 def register_custom_ops(paths: str | Path | Iterable[str | Path] | None) -> None:
@@ -180,12 +214,12 @@ class _loadable:
 
 
 def _info(argument: Any) -> TensorInfo:
-    kinds = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
+    kinds = {"bfloat16": "float32", "float": "float32", "double": "float64", "string": "object"}
     kind, is_optional = _inside(argument.type, "optional")
     kind, is_sequence = _inside(kind, "seq")
-    plain = kinds.get(kind, kind[7:-1] if kind.startswith("tensor(") else "")
+    kind, is_array = _inside(kind, "tensor")
     try:
-        dtype = np.dtype(object if plain == "string" else plain) if plain else None
+        dtype = np.dtype(kinds.get(kind, kind)) if is_array else None
     except TypeError:
         dtype = None
     shape = tuple(d if isinstance(d, int) and d > 0 else None for d in argument.shape or ())
@@ -410,12 +444,13 @@ def kernel_times(models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int,
                     sessions.append(ort.InferenceSession(source, options, providers=[CPU]))
             except Exception as error:
                 raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
-        feeds = [{i.name: feed[i.name] for i in s.get_inputs()} for s in sessions]
+        feeds = [{i.name: feed[i.name] for i in s.get_inputs() if i.name in feed} for s in sessions]
+        runs = [_Outputs(s) for s in sessions]
         start, rounds = time.perf_counter(), 0
         while rounds < MOST_ROUNDS and (rounds < 3 or time.perf_counter() - start < seconds):
-            for session, given in zip(sessions, feeds, strict=True):
+            for run, given in zip(runs, feeds, strict=True):
                 try:
-                    session.run(None, given)
+                    run(given)
                 except Exception as error:
                     raise ModelError(f"onnxruntime cannot run the model on a sample: {_first_line(error)}") from error
             rounds += 1

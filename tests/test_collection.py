@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx.parser
@@ -137,6 +139,24 @@ def test_an_executor_without_a_factory_says_how_to_go_on() -> None:
             yield sample
 
     with pool, pytest.raises(CalibrationError, match=r"a worker died while it ran file .*--memory-limit"):
+        collect(NET, AXES, killing(), Collecting(threads=1, executor=pool))
+
+
+def test_a_worker_that_dies_while_it_answers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxq.collection, "DEATH_SECONDS", 0.5)
+    pool: Any = executors.processes(2)()
+
+    def killing() -> Iterator[Sample]:
+        for k, sample in enumerate(samples()):
+            if k == 20:
+                for process in pool._processes:
+                    os.kill(process, signal.SIGSTOP)  # so that nothing comes after a part of an answer
+                time.sleep(0.2)
+                os.write(pool._result_queue._writer.fileno(), struct.pack("!i", 1000) + b"the first bytes of an answer")
+                os.kill(next(iter(pool._processes)), signal.SIGKILL)
+            yield sample
+
+    with pool, pytest.raises(CalibrationError, match="a worker died while it ran"):
         collect(NET, AXES, killing(), Collecting(threads=1, executor=pool))
 
 

@@ -152,7 +152,7 @@ def test_folders_of_the_onnx_backend_tests(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"test_data_set_1/input_1\.pb, for input shift, cannot be read"):
         list(open_samples(tmp_path, TWO))
     (tmp_path / "test_data_set_1" / "input_1.pb").write_bytes(b"no tensor")
-    with pytest.raises(DataError, match=r"input_1\.pb is no serialized tensor"):
+    with pytest.raises(DataError, match=r"input_1\.pb, for input shift, is no serialized value"):
         list(open_samples(tmp_path, TWO))
 
 

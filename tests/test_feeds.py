@@ -85,6 +85,13 @@ def test_a_model_of_sequences_and_optionals_is_quantized_and_measured() -> None:
     np.testing.assert_allclose(session.run(given)["y"], session.run(without)["y"] + 7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [{}, {"bias": np.array([1], np.float32)}], ids=["without", "with"])
+def test_placements_are_timed_on_such_feeds(bias: Feed) -> None:
+    feeds = [{"frames": feed["frames"], **bias} for feed in frames()]
+    report = onnxq.quantize(tiny.model(FRAMES), feeds, threads=1, validate=False)
+    assert report.coverage["Conv"].integer + report.coverage["Conv"].float == 3
+
+
 def test_a_calibration_keeps_such_feeds_and_is_the_same_however_it_is_made(tmp_path: Path) -> None:
     made = onnxq.calibrate(tiny.model(FRAMES), frames(), output=tmp_path / "one.calib", threads=1)
     onnxq.calibrate(tiny.model(FRAMES), frames()[::-1], output=tmp_path / "other.calib", threads=1)
@@ -123,7 +130,7 @@ def test_what_does_not_fit_is_named(feed: Feed, said: str) -> None:
 def test_a_damaged_file_of_a_sequence_is_named(tmp_path: Path) -> None:
     folder = Path(as_test_data_sets(frames(1), tmp_path))
     (folder / "test_data_set_0" / "input_0.pb").write_bytes(b"\x08\x01\x12\xff")
-    with pytest.raises(DataError, match=r"input_0.pb is no serialized value of frames.*onnx.SequenceProto"):
+    with pytest.raises(DataError, match=r"input_0.pb, for input frames, is no serialized value: .*onnx.SequenceProto"):
         list(open_samples(str(folder), tiny.inputs(FRAMES)))
 
 

@@ -76,19 +76,29 @@ def test_a_model_of_float16_is_quantized_between_its_own_types(tmp_path: Path) -
     assert report.accuracy is not None
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        (
-            "tiny (float16[N, 4] x) => (seq(float16[N, 4]) y) { y = SequenceConstruct (x) }",
-            "y is a sequence of 16-bit floats",
-        ),
-        ("tiny (bfloat16[N, 4] x) => (bfloat16[N, 4] y) { y = Relu (x) }", "x goes in or comes out in bfloat16"),
-    ],
-)
-def test_what_cannot_be_fed_is_refused(text: str, words: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=words):
-        widen(tiny.model(text))
+def test_a_model_of_bfloat16_is_quantized_between_its_own_types(tmp_path: Path) -> None:
+    text = "tiny (bfloat16[N, 4] x, int64[N] at) => (bfloat16[N, 3] y, int64[N] a) <bfloat16[4, 3] w> "
+    proto = tiny.model(text + "{ y = MatMul (x, w)  a = Identity (at) }")
+    bfloat16 = onnx.helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+    rows = [row[None].astype(kind) for row, kind in zip(tiny.rows(16), [np.float32, bfloat16] * 8, strict=True)]
+    samples = [{"x": row, "at": np.array([3])} for row in rows]
+    report = onnxq.quantize(proto, samples, target="cpu", output=tmp_path / "q.onnx")
+    assert [e.is_integer for e in report.ledger.values() if e.op == "MatMul"] == [True]
+    written = onnx.load(tmp_path / "q.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    kinds = [i.type.tensor_type.elem_type for i in (*written.graph.input, *written.graph.output)]
+    assert kinds == [TensorProto.BFLOAT16, TensorProto.INT64] * 2
+    assert report.accuracy is not None
+    assert report.accuracy.real.outputs["y"].sqnr > 30
+    weight = numpy_helper.to_array(proto.graph.initializer[0]).astype(np.float32)
+    found = Session(tmp_path / "q.onnx").run(samples[1] | {"x": np.asarray(rows[0])})
+    np.testing.assert_allclose(found["y"], np.asarray(rows[0]) @ weight, atol=0.05)
+    np.testing.assert_array_equal(found["a"], [3])
+
+
+def test_sequences_of_16_bit_floats_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="y is a sequence of 16-bit floats"):
+        widen(tiny.model("tiny (float16[N, 4] x) => (seq(float16[N, 4]) y) { y = SequenceConstruct (x) }"))
 
 
 @pytest.mark.parametrize(

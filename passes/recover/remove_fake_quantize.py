@@ -9,15 +9,9 @@ import numpy as np
 
 from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds, value
 from onnxq.model import Model
-from onnxq.numerics import PerAxis, PerTensor, QuantParams, QuantType, fake_quantize
+from onnxq.numerics import PerAxis, PerTensor, QuantParams, QuantType, dequantize, quantize
 from onnxq.passmanager import Pass
-from onnxq.recovery import maker
-
-RANGES: dict[tuple[float | None, float | None], QuantType] = {
-    (-128.0, 127.0): QuantType.INT8,
-    (-127.0, 127.0): QuantType.INT8,
-    (0.0, 255.0): QuantType.UINT8,
-}
+from onnxq.recovery import inside, maker, narrow
 
 
 @dataclass(frozen=True)
@@ -26,9 +20,12 @@ class RemoveFakeQuantize(Pass):
 
     Given:   %1 = Round(Clip(%0 / s + z, 0, 255));  %2 = (%1 - z) * s;  %3 = Conv(%2, W)     or without z
     Result:  %3 = Conv(%0, W)                                                       trained: s and z of %0
-    Refused: a parameter is computed; the bounds are not those of 8 bits; the two scales differ; it is a graph output.
+             %4 = Clip(%0, 0, 255 * s);  %3 = Conv(%4, W)                           where z is the least code
+    Refused: a parameter is computed; the bounds are not those of 8 bits or fewer; the two scales differ; it is a graph
+             output.
 
-    The Clip may be before or after the Round. A constant is rounded now.
+    The Clip may be before or after the Round. A constant is rounded now. As in remove-quantize-pairs, the range is written
+    out where something beyond it can come that codes of 8 bits would let through.
     """
 
     name: ClassVar[str] = "remove-fake-quantize"
@@ -38,22 +35,26 @@ class RemoveFakeQuantize(Pass):
         for node in model.graph.find("Round"):
             found = _found(model.graph, node)
             if found is None:
-                model.refuse(node, "it is not rounding to integers of 8 bits and back with constant parameters")
+                model.refuse(node, "it is not rounding to integers of at most 8 bits and back with constant parameters")
                 continue
-            source, result, params = found
+            source, result, params, (low, high) = found
             if isinstance(source, Constant):
-                weight = model.graph.constant(f"{source.name}_rounded", fake_quantize(source.values, params))
+                codes = np.clip(quantize(source.values, params), low, high).astype(params.type.dtype)
+                weight = model.graph.constant(f"{source.name}_rounded", dequantize(codes, params))
                 model.trained[weight.name] = params
                 model.graph.replace_uses(result, weight)
             else:
-                model.trained.setdefault(source.name, params)
+                narrower = narrow(params, low, high)
+                source = inside(model.graph, source, narrower or params, always=narrower is not None)
+                model.trained.setdefault(source.name, narrower or params)
                 model.graph.replace_uses(result, source)
             removed += 1
         model.graph.cleanup()
         return removed
 
 
-def _found(graph: Graph, node: Node) -> tuple[Tensor, Tensor, QuantParams] | None:
+def _found(graph: Graph, node: Node) -> tuple[Tensor, Tensor, QuantParams, tuple[int, int]] | None:
+    """What is rounded, what comes out, the parameters, and the least and largest code."""
     bounds, before, after = None, node.inputs[0], node.outputs[0]
     clip = maker(graph, before, "Clip")
     if clip is not None:
@@ -84,16 +85,24 @@ def _found(graph: Graph, node: Node) -> tuple[Tensor, Tensor, QuantParams] | Non
     if again is None or not np.all(again) or back is not after or (reader.op == "Div" and reader.inputs[0] is not after):
         return None
     again = np.asarray(again if reader.op == "Mul" else 1 / again, np.float32)
-    kind = None if bounds is None else RANGES.get(bounds)
+    codes = None if bounds is None else _codes(*bounds)
     if (
-        kind is None
+        codes is None
         or graph.is_output(reader.outputs[0])
         or scale.shape != again.shape
         or not np.allclose(scale, again, rtol=1e-6, atol=0)
     ):
         return None
-    params = _params(again, zero, kind, source)
-    return None if params is None else (source, reader.outputs[0], params)
+    params = _params(again, zero, QuantType.INT8 if codes[0] < 0 else QuantType.UINT8, source)
+    return None if params is None else (source, reader.outputs[0], params, codes)
+
+
+def _codes(low: float | None, high: float | None) -> tuple[int, int] | None:
+    """The bounds as codes of int8 or uint8; None where they are not."""
+    if low is None or high is None or low != int(low) or high != int(high) or low >= high:
+        return None
+    kind = QuantType.INT8 if low < 0 else QuantType.UINT8
+    return (int(low), int(high)) if kind.qmin <= low and high <= kind.qmax else None
 
 
 def _constant_of(graph: Graph, node: Node | None, default: Tensor) -> tuple[np.ndarray | None, Tensor]:
