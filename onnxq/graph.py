@@ -252,6 +252,10 @@ class Graph:
             self._store.release()
         return proto
 
+    def kept(self, values: np.ndarray) -> np.ndarray:
+        """The array as it is on disk from now on, if it is large, so that it is in memory only while it is read."""
+        return self._store.keep(values)
+
     def _constants(self) -> list[Constant]:
         """Every constant that a node reads, in bodies too, or that is an output."""
         parts = [self._surgeon, *self._surgeon.subgraphs(recursive=True)]

@@ -19,6 +19,7 @@ from onnxq.saturation import SAFE_SUM
 
 HELD_OUT = 4  # one in so many rows tells whether the others told the truth
 FEWEST_ROWS, ROWS_A_WEIGHT = 512, 16
+LEAST_SHARE = 1 / 16  # of a weight's elements, in rows; fewer tell nothing about rows that were held out
 MOST_ELEMENTS = 1 << 25  # of rows that are held at once: 128 MB
 WORTH = 0.97  # of the error before, on those rows
 
@@ -54,7 +55,7 @@ class RoundWeights(Pass):
         return sum(_write(model, node, model.rounded[self._key(model, node)][1]) for node in layers)
 
     def _key(self, model: Model, node: Node) -> tuple[object, ...]:
-        """Of what the codes depend on. Arrays are never written in place, and the table keeps them alive."""
+        """Of what the codes depend on. Arrays are never written in place, and the table keeps those of the weights alive."""
         params, x = model.params_of(node.inputs[1].name), _input_params(model, node)
         grids = [p and (p.scale.tobytes(), p.zero_point.tobytes(), p.type) for p in (params, x)]
         return (node.name, id(value(node.inputs[1])), *grids, means_of_input(model, node) is not None)
@@ -71,7 +72,7 @@ class RoundWeights(Pass):
         return True
 
     def _round(self, model: Model, node: Node, x: Array) -> Array | None:
-        """The weight on its grid; None where that is best left to rounding to nearest."""
+        """The codes of the weight; None where that is best left to rounding to nearest."""
         weight = np.asarray(value(node.inputs[1]), np.float32)
         params, read = model.params_of(node.inputs[1].name), _input_params(model, node)
         centred = means_of_input(model, node) is not None
@@ -79,7 +80,7 @@ class RoundWeights(Pass):
             x = fake_quantize(x, read)
         x = x[:, np.isfinite(x).all((0, 2))]
         largest = np.abs(x).max(initial=0.0)
-        if not largest:
+        if not largest or x.shape[1] < LEAST_SHARE * x.shape[2]:
             return None
         x = x / largest  # the squares of large activations would not fit
         limit = SAFE_SUM if model.target.saturates and params.type.signed and not is_depthwise(node, weight) else 0
@@ -96,7 +97,7 @@ class RoundWeights(Pass):
         before, after = (error(matrix, (c - zero[..., None]) * scale[..., None], check) for c in (codes, better))
         if not after <= WORTH * before:  # nor where one of them is no number
             return None
-        return dequantize(matrix_of_rows(node, better, weight.shape).astype(params.type.dtype), params)
+        return matrix_of_rows(node, better, weight.shape).astype(params.type.dtype)
 
 
 def _together(layers: Sequence[Node], most: int) -> Iterator[list[tuple[Node, int]]]:
@@ -131,16 +132,17 @@ def _by_row(values: Array, shape: Sequence[int]) -> Array:
     return np.broadcast_to(values, int(np.prod(shape))).reshape(shape) if values.ndim == 0 else values.reshape(shape)
 
 
-def _write(model: Model, node: Node, rounded: Array | None) -> int:
+def _write(model: Model, node: Node, codes: Array | None) -> int:
     """Give the layer the rounded weight, and its bias what that makes of the mean of its input."""
-    if rounded is None:
-        model.refuse(node, "on rows that were held out its outputs come no nearer")
+    if codes is None:
+        model.refuse(node, "on rows that were held out its outputs come no nearer, or there are too few rows to tell")
         return 0
     weight = node.inputs[1]
     assert isinstance(weight, Constant)
-    off = np.asarray(weight.values, np.float64) - rounded
-    weight.values = rounded  # under its name: it is read through its grid, on which the old values are these or neighbours
+    rounded = dequantize(codes, model.params_of(weight.name))
     means = means_of_input(model, node)
     if means is not None:
-        add_to_bias(model, node, mean_output(node, off, means))
+        add_to_bias(model, node, mean_output(node, np.asarray(weight.values - rounded, np.float64), means))
+    # under its name: it is read through its grid, on which the old values are these or neighbours
+    weight.values = model.graph.kept(rounded)
     return 1

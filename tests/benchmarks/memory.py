@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks.memory 3        a generated model of 3 GB, its weights beside it; some minutes
 python -m tests.benchmarks.memory 1 --inside        the weights inside the file
+python -m tests.benchmarks.memory 1 --rows 64       with enough data for round-weights, which takes minutes more
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("gigabytes", type=float)
     options.add_argument("--inside", action="store_true")
+    options.add_argument("--rows", type=int, default=8, help="of a sample; with 64 the weights are rounded by their outputs")
     options.add_argument("--target", default="host")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -58,7 +60,7 @@ def main() -> None:
         weights = write_model(folder / "model.onnx", chosen.gigabytes)
         if chosen.inside:
             onnx.save(onnx.load(folder / "model.onnx"), folder / "model.onnx")
-        feeds = np.random.default_rng(1).standard_normal((8, 8, WIDTH)).astype(np.float32)
+        feeds = np.random.default_rng(1).standard_normal((8, chosen.rows, WIDTH)).astype(np.float32)
         (folder / "data").mkdir()
         for k, feed in enumerate(feeds):
             np.savez(folder / "data" / f"{k}.npz", x=feed)
