@@ -6,11 +6,12 @@ import numba
 import numpy as np
 
 EXTENT = "int32[::1], int32[::1], float64[::1]"
+part = numba.njit(nogil=True)  # is compiled into the functions that call it, and not read from the cache by itself
 COUNTS = "uint64[:,::1], int64[::1], int16[::1], int64[:,::1], int64, int64"
 FIRST_KEY, LAST_KEY, NO_MAGNITUDE = -(1 << 31), (1 << 31) - 1, (1 << 32) - 1
 
 
-@numba.njit("void(uint32[::1], uint64[:,::1])", cache=True, nogil=True)
+@part
 def count(bits, tables):
     one, low, half = np.uint64(1 << 40), np.uint32(0xFFFF), np.uint32(16)
     whole = bits.size // 4 * 4
@@ -25,17 +26,17 @@ def count(bits, tables):
         tables[0, a >> half] += one + np.uint64(a & low)
 
 
-@numba.njit("int32(int32)", cache=True, nogil=True)
+@part
 def key(bits):
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-@numba.njit("uint32(int32)", cache=True, nogil=True)
+@part
 def magnitude(bits):  # less one, so that zeros are the largest
     return np.uint32(bits & np.int32(0x7FFFFFFF)) - np.uint32(1)
 
 
-@numba.njit("void(uint32[::1], int32[::1], int32[::1], uint32[::1])", cache=True, nogil=True)
+@part
 def span(bits, least, most, near):
     for k in range(bits.size):
         a = np.int32(bits[k])
@@ -43,7 +44,7 @@ def span(bits, least, most, near):
         least[k], most[k] = min(least[k], key(a)), max(most[k], key(a))
 
 
-@numba.njit("void(uint32[::1], int32[::1], int32[::1], uint32[::1])", cache=True, nogil=True)
+@part
 def span_eight(bits, least, most, near):
     n = least.size
     for k in range(n):
@@ -59,13 +60,13 @@ def span_eight(bits, least, most, near):
         most[k] = max(most[k], max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h))))
 
 
-@numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
+@part
 def add(x, sums):
     for k in range(x.size):
         sums[k] += x[k]
 
 
-@numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
+@part
 def add_eight(x, sums):
     n = sums.size
     for k in range(n):
@@ -76,7 +77,7 @@ def add_eight(x, sums):
         sums[k] += ((a + b) + (c + d)) + ((e + f) + (g + h))
 
 
-@numba.njit("void(float32[::1], float64[::1])", cache=True, nogil=True)
+@part
 def add_squares(x, sums):
     whole = x.size // 8 * 8
     a, b, c, d, e, f, g, h = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7]
@@ -94,7 +95,7 @@ def add_squares(x, sums):
         sums[k - whole] += np.float64(x[k]) * np.float64(x[k])
 
 
-@numba.njit("boolean(uint64[::1], uint64[::1], uint64[::1], uint64[::1])", cache=True, nogil=True)
+@part
 def any_of(t, u, v, w):
     found = np.uint64(0)
     for k in range(128):
@@ -102,7 +103,7 @@ def any_of(t, u, v, w):
     return found != 0
 
 
-@numba.njit("int64(uint64[::1], uint64[::1], uint64[::1], uint64[::1], int64[::1], int64)", cache=True, nogil=True)
+@part
 def empty(t, u, v, w, row, sign):
     low, half, mantissas = np.uint64((1 << 40) - 1), np.uint64(40), np.int64(0)
     for k in range(128):
