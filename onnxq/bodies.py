@@ -16,12 +16,12 @@ from onnx import helper
 from onnxq import runtime
 from onnxq.data import Sample, Samples, open_samples
 from onnxq.errors import ModelError
+from onnxq.feeds import Feed
 from onnxq.graph import Constant, Graph, Node, Tensor, Variable
 from onnxq.runtime import Session
 
 LAYERS = ("Conv", "MatMul", "Gemm")
 MOST_STEPS = 10_000  # that a loop is followed for one sample
-Feed = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def samples_of(body: Body, graph: Graph, samples: Iterable[Sample], threads: int
     def read() -> Iterator[Sample]:
         for sample in samples:
             values = {**constants, **sample.feed, **around.run(sample.feed, sample.where)}
+            if not values.keys() >= set(body.captured):  # an Optional that this sample gives nothing for
+                continue
             captured = {name: values[name] for name in body.captured}
             given = [values.get(t.name) if t.name else None for t in body.node.inputs]
             for step, feed in enumerate(_steps(body, given, captured, inside)):

@@ -437,7 +437,8 @@ def _as_sample(item: Any, k: int, sequences: frozenset[str]) -> Sample:
 
 def _as_array(given: Any, what: str, where: str) -> np.ndarray:
     try:
-        return np.array(given)  # a copy: several samples are under way at once, and who gives them may use one buffer
+        array = np.array(given)  # a copy: several samples are under way at once, and who gives them may use one buffer
+        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array  # which numpy does not keep in files
     except Exception as error:  # numpy's, or that of the type that is asked to become an array
         raise DataError(f"{where}: {what} is a {type(given).__name__} that makes no array: {error}") from error
 

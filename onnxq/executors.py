@@ -29,8 +29,8 @@ def end_if_stuck(pool: Executor) -> None:
     One that was killed while it wrote its answer leaves the pool waiting for the rest of it for ever, which
     concurrent.futures has no remedy for. The end of what it reads makes it break as it does at other deaths.
     """
-    workers = [*(getattr(pool, "_processes", None) or {}).values()]
-    if not isinstance(pool, ProcessPoolExecutor) or all(worker.is_alive() for worker in workers):
+    workers = [*(pool._processes or {}).values()] if isinstance(pool, ProcessPoolExecutor) else []
+    if all(worker.is_alive() for worker in workers):
         return
     for worker in workers:
         worker.kill()

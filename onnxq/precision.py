@@ -9,7 +9,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from onnxq.errors import ModelError, UnsupportedModelError
-from onnxq.proto import bodies, rename_in_nodes
+from onnxq.proto import bodies, rename_in_nodes, tensor_type_of
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 TYPES = ("to", "dtype", "output_datatype")  # attributes that hold the type of what a node makes
@@ -27,7 +27,8 @@ def is_half(proto: onnx.ModelProto, kinds: tuple[int, ...] = HALVES) -> bool:
 def widen(proto: onnx.ModelProto) -> None:
     """Turn every 16-bit float inside the model to float32, in place; inputs and outputs keep their types behind Casts.
 
-    Raises UnsupportedModelError for sequences of 16-bit floats that come in or go out.
+    Raises UnsupportedModelError for sequences of 16-bit floats that come in or go out, and for bfloat16 beside any sequence
+    or text, which onnxruntime takes no values for together.
     """
     graph = proto.graph
     overridable = {t.name for t in graph.initializer}
@@ -39,6 +40,13 @@ def widen(proto: onnx.ModelProto) -> None:
                 f"{info.name} is a sequence of 16-bit floats, which is not handled; export it in float32"
             )
     kinds = {info.name: info.type.tensor_type.elem_type for info in [*fed, *given]}
+    short = next((name for name, kind in kinds.items() if kind == TensorProto.BFLOAT16), None)
+    for info in [*graph.input, *graph.output] if short is not None else []:
+        if "sequence_type" in str(info.type) or tensor_type_of(info.type).elem_type == TensorProto.STRING:
+            raise UnsupportedModelError(
+                f"{short} is of bfloat16, which onnxruntime does not take or give beside {info.name}, a sequence or text; "
+                "export the model in float32"
+            )
     for part in [graph, *bodies(graph)]:
         for tensor in _tensors(part):
             if tensor.data_type in HALVES:
@@ -51,19 +59,19 @@ def widen(proto: onnx.ModelProto) -> None:
         for info in [*interface, *part.value_info]:
             _widen_type(info.type)
     parts = [graph, *bodies(graph)]
-    taken = {name for g in parts for n in g.node for name in [*n.input, *n.output]}
+    taken = {name for g in parts for n in g.node for name in [n.name, *n.input, *n.output]}
     taken |= {t.name for g in parts for t in [*g.initializer, *g.input, *g.output]}
     after = []
     for info in given:
         inner = _free(f"{info.name}_float32", taken)
         if info.name in overridable or any(info.name in n.output for n in graph.node):
             _rename(graph, info.name, inner)
-            after.append(_cast(inner, info.name, kinds[info.name]))
+            after.append(_cast(inner, info.name, kinds[info.name], taken))
     before = []
     for info in fed:
         inner = _free(f"{info.name}_float32", taken)
         _rename(graph, info.name, inner)
-        before.append(_cast(info.name, inner, TensorProto.FLOAT))
+        before.append(_cast(info.name, inner, TensorProto.FLOAT, taken))
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -100,8 +108,8 @@ def _to_float(tensor: TensorProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values, name))
 
 
-def _cast(x: str, y: str, to: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [x], [y], name=f"{y}_Cast", to=to)
+def _cast(x: str, y: str, to: int, taken: set[str]) -> onnx.NodeProto:
+    return helper.make_node("Cast", [x], [y], name=_free(f"{y}_Cast", taken), to=to)
 
 
 def _free(name: str, taken: set[str]) -> str:

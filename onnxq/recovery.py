@@ -12,6 +12,7 @@ from onnxq.numerics import PerAxis, PerTensor, QuantParams, QuantType, dequantiz
 
 DOMAINS = (*ONNX_DOMAINS, "com.microsoft")
 WIDE_SHARE = 0.75  # of all codes, with which a range is not called narrow
+FEWEST_STEPS = 15  # of a range, those of 4 bits, for which a finer grid does
 CLIP_INPUTS = 11  # the first opset in which the bounds of Clip are inputs
 NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Sqrt", "Exp", "Softplus")
 MOVING = (  # ops whose result holds nothing but what they read, be it floats or their codes
@@ -75,28 +76,31 @@ def params_of(
     return QuantParams(np.array(scales), np.array(zeros), of, PerAxis(axis))
 
 
-def narrowed(graph: Graph, node: Node, params: QuantParams) -> QuantParams | None:
-    """The parameters of a DequantizeLinear for the range that a Clip of its codes leaves, see `narrow`; None without one."""
+def kept_range(graph: Graph, node: Node, params: QuantParams) -> tuple[QuantParams, bool] | None:
+    """The parameters of a DequantizeLinear for the range that a Clip of its codes leaves, if any: see `of_codes`."""
     clip = maker(graph, node.inputs[0], "Clip")
-    if clip is None:
-        return None
-    ends = [value(input_at(clip, k)) for k in (1, 2)]
+    ends = (None, None) if clip is None else [value(input_at(clip, k)) for k in (1, 2)]
     low, high = (None if end is None else int(end) for end in ends)
-    return narrow(params, params.type.qmin if low is None else low, params.type.qmax if high is None else high)
+    return of_codes(params, params.type.qmin if low is None else low, params.type.qmax if high is None else high)
 
 
-def narrow(params: QuantParams, low: int, high: int) -> QuantParams | None:
-    """Parameters with all codes of the type for the range that codes of low to high have.
+def of_codes(params: QuantParams, low: int, high: int) -> tuple[QuantParams, bool] | None:
+    """Parameters for the range that codes of low to high have, and whether what is beyond it must be cut off in any case.
 
-    None where these are three quarters of all codes or more. The zero point is the code nearest to where it was.
+    They stay as they are where that leaves three quarters of all codes or more, about a zero point inside; else the range
+    gets all codes of the type, and the zero point is the code nearest to where it was. None where it lies outside of the
+    range, and for so few codes that a finer grid would be another function.
     """
-    low, high = max(low, params.type.qmin), min(high, params.type.qmax)
-    zero, levels = int(params.zero_point), params.type.qmax - params.type.qmin
-    if high - low >= WIDE_SHARE * levels or not low <= zero <= high or low == high:
+    kind, zero = params.type, int(params.zero_point)
+    low, high = max(low, kind.qmin), min(high, kind.qmax)
+    levels = kind.qmax - kind.qmin
+    if not low <= zero <= high or high - low < FEWEST_STEPS:
         return None
-    kept = params.type.qmin + round((zero - low) * levels / (high - low))
+    if (low, high) == (kind.qmin, kind.qmax) or (high - low >= WIDE_SHARE * levels and low < zero < high):
+        return params, zero == kind.qmax
+    kept = kind.qmin + round((zero - low) * levels / (high - low))
     scale = np.float32(params.scale) * np.float32((high - low) / levels)
-    return replace(params, scale=np.asarray(scale, np.float32), zero_point=np.asarray(kept, params.type.dtype))
+    return replace(params, scale=np.asarray(scale, np.float32), zero_point=np.asarray(kept, kind.dtype)), True
 
 
 def inside(graph: Graph, source: Tensor, params: QuantParams, *, always: bool = False) -> Tensor:
@@ -107,7 +111,8 @@ def inside(graph: Graph, source: Tensor, params: QuantParams, *, always: bool = 
     """
     if not always and (int(params.zero_point) != params.type.qmin or _is_never_negative(graph, source)):
         return source
-    low, high = (np.asarray(end, np.float32) for end in (params.rmin, params.rmax))
+    kind = np.float32 if source.dtype is None else source.dtype
+    low, high = (np.asarray(end, kind) for end in (params.rmin, params.rmax))
     result = graph.variable(f"{source.name}_inside", source.dtype, source.shape)
     if graph.opset < CLIP_INPUTS:
         graph.insert("Clip", [source], [result], {"min": float(low), "max": float(high)})

@@ -131,15 +131,15 @@ class _Outputs:
         if not self._bfloat16:
             return dict(zip(self._names, self._session.run(None, feed), strict=True))
         given = {
-            name: _from_float32(value) if name in self._bfloat16 else ort.OrtValue.ortvalue_from_numpy(value)
-            for name, value in feed.items()
+            name: _from_float32(v) if name in self._bfloat16 else ort.OrtValue.ortvalue_from_numpy(np.asarray(v, order="C"))
+            for name, v in feed.items()
         }
         results = dict(zip(self._names, self._session.run_with_ort_values(None, given), strict=True))
         return {name: _to_float32(r) if name in self._bfloat16 else r.numpy() for name, r in results.items()}
 
 
 def _from_float32(array: np.ndarray) -> ort.OrtValue:
-    halves = array.astype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
+    halves = array.astype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16), order="C")
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(halves.view(np.uint16), onnx.TensorProto.BFLOAT16)
 
 

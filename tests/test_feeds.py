@@ -85,6 +85,19 @@ def test_a_model_of_sequences_and_optionals_is_quantized_and_measured() -> None:
     np.testing.assert_allclose(session.run(given)["y"], session.run(without)["y"] + 7, rtol=1e-6)
 
 
+def test_a_body_that_reads_an_absent_optional_is_quantized_on_the_samples_that_have_it() -> None:
+    text = """tiny (float[1, 8] x, optional(float[1, 8]) s) => (float[1, 8] y) <float[8, 8] w, float[8, 8] v> {
+        h = OptionalHasElement (s)
+        y = If (h) <then_branch = yes () => (float[1, 8] a) { p = OptionalGetElement (s)  a = MatMul (p, w) },
+                    else_branch = no () => (float[1, 8] b) { r = Relu (x)  b = MatMul (r, v) }> }"""
+    rows = tiny.rows(8, shape=(8,))
+    for some in (lambda k: False, lambda k: k == 5, lambda k: k != 5):
+        feeds = [{"x": row[None]} | ({"s": row[None]} if some(k) else {}) for k, row in enumerate(rows)]
+        report = onnxq.quantize(tiny.model(text), feeds, target="cpu", threads=1)
+        assert report.accuracy is not None
+        assert report.accuracy.real.outputs["y"].sqnr > 25
+
+
 @pytest.mark.parametrize("bias", [{}, {"bias": np.array([1], np.float32)}], ids=["without", "with"])
 def test_placements_are_timed_on_such_feeds(bias: Feed) -> None:
     feeds = [{"frames": feed["frames"], **bias} for feed in frames()]

@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 import onnxq
 from onnxq.errors import UnsupportedModelError
 from onnxq.graph import Graph
+from onnxq.inspection import inspect
 from onnxq.precision import is_half, widen
 from onnxq.runtime import Session, evaluate
 from tests import tiny
@@ -94,6 +95,39 @@ def test_a_model_of_bfloat16_is_quantized_between_its_own_types(tmp_path: Path) 
     found = Session(tmp_path / "q.onnx").run(samples[1] | {"x": np.asarray(rows[0])})
     np.testing.assert_allclose(found["y"], np.asarray(rows[0]) @ weight, atol=0.05)
     np.testing.assert_array_equal(found["a"], [3])
+
+
+def test_bfloat16_is_read_in_the_order_of_its_elements() -> None:
+    proto = tiny.model(
+        "tiny (bfloat16[2, 3, 4] x, float[2, 3] z) => (bfloat16[2, 3, 4] y, float[2, 3] a) { y = Abs (x)  a = Abs (z) }"
+    )
+    widen(proto)
+    values = np.arange(24, dtype=np.float32).reshape(4, 3, 2).transpose(2, 1, 0)
+    other = np.arange(6, dtype=np.float32).reshape(3, 2).T
+    found = Session(proto, threads=1).run({"x": values, "z": other})
+    np.testing.assert_array_equal(found["y"], values)
+    np.testing.assert_array_equal(found["a"], other)
+
+
+def test_what_is_written_of_bfloat16_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(tiny.model("tiny (bfloat16[N, 4] x) => (bfloat16[N, 3] y) <bfloat16[4, 3] w> { y = MatMul (x, w) }"), path)
+    bfloat16 = onnx.helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+    rows = [{"x": row[None].astype(bfloat16)} for row in tiny.rows(8)]
+    onnxq.quantize(path, iter(rows), target="cpu", output=tmp_path / "q.onnx", threads=1)  # kept in files as it is read
+    report = onnxq.validate(path, tmp_path / "q.onnx", rows, threads=1)
+    assert report.accuracy is not None
+    assert report.accuracy.real.outputs["y"].sqnr > 30
+    assert inspect(tmp_path / "q.onnx").coverage["MatMul"].integer == 1
+    onnxq.quantize(tmp_path / "q.onnx", rows, target="cpu", output=tmp_path / "again.onnx", threads=1)
+
+
+def test_bfloat16_beside_a_sequence_or_text_is_refused() -> None:
+    for other in ("seq(float[N, 4])", "string[N]"):
+        with pytest.raises(
+            UnsupportedModelError, match="x is of bfloat16, which onnxruntime does not take or give beside z"
+        ):
+            widen(tiny.model(f"tiny (bfloat16[N, 4] x, {other} z) => (bfloat16[N, 4] y) {{ y = Abs (x) }}"))
 
 
 def test_sequences_of_16_bit_floats_are_refused() -> None:

@@ -22,7 +22,7 @@ from onnxq.model import Model
 from onnxq.numerics import PerAxis, PerTensor, QuantParams, as_type, dequantize
 from onnxq.numerics import QuantType as Type
 from onnxq.proof import compare
-from onnxq.runtime import Session, evaluate
+from onnxq.runtime import EMULATED, Session, evaluate
 from onnxq.stages import RECOVER
 
 
@@ -247,3 +247,50 @@ def test_one_reader_of_seven_bits_and_one_of_eight_keep_their_own_ranges(order: 
         expected, got = evaluate(proto, feed), evaluate(report.model, feed)
         for name in "yk":
             assert compare(expected[name], got[name], 0.05) is None
+
+
+SPELLED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y)
+<float[8, 8, 3, 3] w, float s = {0.05}, float z = {%s}, float low = {%s}, float high = {%s}> {
+    h = Conv <pads = [1, 1, 1, 1]> (x, w)  a = Div (h, s)  b = Add (a, z)  c = Round (b)  d = Clip (c, low, high)
+    e = Sub (d, z)  f = Mul (e, s)  y = Conv <pads = [1, 1, 1, 1]> (f, w) }"""
+CODED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y)
+<float[8, 8, 3, 3] w, float s = {0.05}, %s z = {%s}, %s low = {%s}, %s high = {%s}> {
+    h = Conv <pads = [1, 1, 1, 1]> (x, w)  q = QuantizeLinear (h, s, z)  c = Clip (q, low, high)
+    f = DequantizeLinear (c, s, z)  y = Conv <pads = [1, 1, 1, 1]> (f, w) }"""
+
+
+@pytest.mark.parametrize("spelled", [True, False])
+@pytest.mark.parametrize(
+    ("low", "high", "zero"),
+    [
+        (0, 255, 0), (1, 255, 1), (50, 255, 50), (10, 255, 10), (0, 255, 255), (0, 254, 128), (0, 127, 0),
+        (3, 90, 40), (20, 21, 20),
+        (-128, 127, -128), (-128, 127, 127), (-127, 127, -127), (-127, 127, 0), (-80, 127, -80), (-64, 63, 3), (-8, 7, 0),
+        (-8, 7, 20), (-2, 1, 0), (-100, 100, -100), (0, 1, 0), (1, 16, 0),
+    ],
+)  # fmt: skip
+def test_any_bounds_of_codes_leave_the_function_that_was_trained(low: int, high: int, zero: int, spelled: bool) -> None:
+    kind = "int8" if low < 0 else "uint8"
+    proto = onnx.parser.parse_model(SPELLED % (zero, low, high) if spelled else CODED % (kind, zero, kind, low, kind, high))
+    rng = np.random.default_rng(0)
+    proto.graph.initializer.append(numpy_helper.from_array((rng.standard_normal((8, 8, 3, 3)) / 8).astype(np.float32), "w"))
+    del proto.graph.value_info[:]
+    feeds = [{"x": rng.standard_normal((1, 8, 6, 6)).astype(np.float32)} for _ in range(8)]
+    report = onnxq.quantize(proto, feeds, target="cpu", threads=1, validate=False)
+    one, other = (Session(m, threads=1, config=EMULATED) for m in (proto, report.model))
+    signal = off = 0.0
+    for feed in feeds:
+        expected, found = one.run(feed)["y"], other.run(feed)["y"]
+        signal, off = signal + np.square(expected).sum(), off + np.square(found - expected).sum()
+    steps = (high - low) if low <= zero <= high else 255
+    assert off <= signal * 1e-3 + (0 if steps >= 60 else signal * 4 / steps**2)
+
+
+def test_an_endless_clip_beside_a_round_is_no_range() -> None:
+    proto = onnx.parser.parse_model(SPELLED % (0, "-inf", "inf"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((8, 8, 3, 3), np.float32), "w"))
+    del proto.graph.value_info[:]
+    report = onnxq.quantize(proto, [{"x": np.ones((1, 8, 6, 6), np.float32)}], target="cpu", threads=1, validate=False)
+    assert any(n.op_type == "Round" for n in report.model.graph.node)

@@ -11,7 +11,7 @@ from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds, value
 from onnxq.model import Model
 from onnxq.numerics import PerAxis, PerTensor, QuantParams, QuantType, dequantize, quantize
 from onnxq.passmanager import Pass
-from onnxq.recovery import inside, maker, narrow
+from onnxq.recovery import inside, maker, of_codes
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class RemoveFakeQuantize(Pass):
     Given:   %1 = Round(Clip(%0 / s + z, 0, 255));  %2 = (%1 - z) * s;  %3 = Conv(%2, W)     or without z
     Result:  %3 = Conv(%0, W)                                                       trained: s and z of %0
              %4 = Clip(%0, 0, 255 * s);  %3 = Conv(%4, W)                           where z is the least code
-    Refused: a parameter is computed; the bounds are not those of 8 bits or fewer; the two scales differ; it is a graph
-             output.
+    Refused: a parameter is computed; the bounds are not those of 8 bits or fewer, or on an activation of fewer than 4, or
+             leave zero out; the two scales differ; it is a graph output.
 
     The Clip may be before or after the Round. A constant is rounded now. As in remove-quantize-pairs, the range is written
     out where something beyond it can come that codes of 8 bits would let through.
@@ -44,9 +44,12 @@ class RemoveFakeQuantize(Pass):
                 model.trained[weight.name] = params
                 model.graph.replace_uses(result, weight)
             else:
-                narrower = narrow(params, low, high)
-                source = inside(model.graph, source, narrower or params, always=narrower is not None)
-                model.trained.setdefault(source.name, narrower or params)
+                kept = of_codes(params, low, high)
+                if kept is None:
+                    model.refuse(node, "its bounds leave fewer codes than 4 bits have, or none for zero")
+                    continue
+                source = inside(model.graph, source, kept[0], always=kept[1])
+                model.trained.setdefault(source.name, kept[0])
                 model.graph.replace_uses(result, source)
             removed += 1
         model.graph.cleanup()
@@ -69,7 +72,7 @@ def _found(graph: Graph, node: Node) -> tuple[Tensor, Tensor, QuantParams, tuple
     scale = np.asarray(scale if divided.op == "Div" else 1 / scale, np.float32)
     reader = graph.sole_consumer(after)
     if reader is not None and reader.op == "Clip":
-        bounds, after = clip_bounds(reader), reader.outputs[0]
+        bounds, after = _both(bounds, clip_bounds(reader)), reader.outputs[0]
         reader = graph.sole_consumer(after)
     if reader is not None and reader.op in ("Sub", "Add") and zero is not None:
         taken, back = _constant_of(graph, reader, reader.outputs[0])
@@ -97,9 +100,18 @@ def _found(graph: Graph, node: Node) -> tuple[Tensor, Tensor, QuantParams, tuple
     return None if params is None else (source, reader.outputs[0], params, codes)
 
 
+Bounds = tuple[float | None, float | None]
+
+
+def _both(one: Bounds | None, other: Bounds) -> Bounds:
+    """What is left of one and of the other."""
+    lows, highs = ([end for end in ends if end is not None] for ends in zip(one or (None, None), other, strict=True))
+    return max(lows, default=None), min(highs, default=None)
+
+
 def _codes(low: float | None, high: float | None) -> tuple[int, int] | None:
     """The bounds as codes of int8 or uint8; None where they are not."""
-    if low is None or high is None or low != int(low) or high != int(high) or low >= high:
+    if low is None or high is None or not float(low).is_integer() or not float(high).is_integer() or low >= high:
         return None
     kind = QuantType.INT8 if low < 0 else QuantType.UINT8
     return (int(low), int(high)) if kind.qmin <= low and high <= kind.qmax else None

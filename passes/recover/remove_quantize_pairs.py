@@ -9,7 +9,7 @@ from onnxq.graph import Constant, Graph, Node, Tensor
 from onnxq.model import Model
 from onnxq.numerics import PerTensor
 from onnxq.passmanager import Pass
-from onnxq.recovery import find, inside, maker, narrowed, params_at, same
+from onnxq.recovery import find, inside, kept_range, maker, params_at, same
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,14 @@ class RemoveQuantizePairs(Pass):
             if given is None or not same(given, params):
                 model.refuse(node, "the QuantizeLinear before it has other parameters")
                 continue
-            narrow = narrowed(graph, node, params)
-            params = narrow or params
+            kept = kept_range(graph, node, params)
+            if kept is None:
+                model.refuse(node, "a Clip before it leaves fewer codes than 4 bits have, or none for zero")
+                continue
+            params, is_cut = kept
             key = (quantizer, params.scale.tobytes(), params.zero_point.tobytes())  # of two readers one may have a Clip
             if key not in clipped:
-                clipped[key] = inside(graph, quantizer.inputs[0], params, always=narrow is not None)
+                clipped[key] = inside(graph, quantizer.inputs[0], params, always=is_cut)
             source = clipped[key]
             model.trained.setdefault(source.name, params)
             if graph.is_output(result):
