@@ -468,3 +468,24 @@ def test_the_htp_runs_all_of_a_shipped_model_but_its_ends(models: Path, model: s
     assert report.accuracy.drop is not None
     assert report.accuracy.drop <= 2
     assert report.accuracy.real.outputs["logits"].sqnr > 25
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["residual", "inverted_residual", "vision_transformer"])
+@pytest.mark.parametrize(
+    ("target", "provider"), [("tensorrt", "TensorrtExecutionProvider"), ("cuda", "CUDAExecutionProvider")]
+)
+def test_a_gpu_runs_all_layers_of_a_shipped_model(models: Path, model: str, target: str, provider: str) -> None:
+    if not runtime.has_provider(provider):
+        pytest.skip(f"onnxruntime has no {provider} here")
+    said = MODELS[model]
+    report = onnxq.quantize(
+        models / said["file"], models / said["calibration"], eval=models / said["evaluation"], target=target, max_samples=250
+    )
+    found = runtime.on_provider(report.model, provider)
+    assert found is not None
+    assert not found[1].keys() & {"Conv", "MatMul", "Gemm"}
+    assert report.accuracy is not None
+    assert report.accuracy.drop is not None
+    assert report.accuracy.drop <= 1
+    assert not [n for n in report.notes if n.startswith("Not run on")]
