@@ -405,7 +405,7 @@ def _run_on(
     try:
         while True:
             while len(pending) < most and submit():
-                end_if_stuck(pool)
+                pass
             if not pending:
                 return
             finished = wait(pending, DEATH_SECONDS, FIRST_COMPLETED).done

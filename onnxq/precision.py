@@ -42,7 +42,8 @@ def widen(proto: onnx.ModelProto) -> None:
     kinds = {info.name: info.type.tensor_type.elem_type for info in [*fed, *given]}
     short = next((name for name, kind in kinds.items() if kind == TensorProto.BFLOAT16), None)
     for info in [*graph.input, *graph.output] if short is not None else []:
-        if "sequence_type" in str(info.type) or tensor_type_of(info.type).elem_type == TensorProto.STRING:
+        kind = info.type.optional_type.elem_type if info.type.HasField("optional_type") else info.type
+        if kind.HasField("sequence_type") or tensor_type_of(kind).elem_type == TensorProto.STRING:
             raise UnsupportedModelError(
                 f"{short} is of bfloat16, which onnxruntime does not take or give beside {info.name}, a sequence or text; "
                 "export the model in float32"

@@ -142,6 +142,15 @@ def test_an_executor_without_a_factory_says_how_to_go_on() -> None:
         collect(NET, AXES, killing(), Collecting(threads=1, executor=pool))
 
 
+def test_a_pool_is_looked_at_only_when_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Executor] = []
+    monkeypatch.setattr(onnxq.collection, "end_if_stuck", looked.append)
+    monkeypatch.setattr(onnxq.collection, "DEATH_SECONDS", 60.0)
+    with ThreadPoolExecutor(2) as pool:
+        collect(NET, AXES, samples(), Collecting(threads=1, executor=pool))
+    assert looked == []
+
+
 def test_a_worker_that_dies_while_it_answers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxq.collection, "DEATH_SECONDS", 0.5)
     pool: Any = executors.processes(2)()
