@@ -22,7 +22,7 @@ from onnxq.errors import CalibrationError
 from onnxq.feeds import Feed, Value, flat, size_of, whole, without_objects
 from onnxq.sketch import TensorSketch
 
-SCHEMA = 4
+SCHEMA = 5
 PROBES = 16
 FEWEST_PROBES = 4  # however large they are
 MOST_BYTES = 1 << 20  # of a probe beyond these
@@ -247,7 +247,7 @@ def merged(parts: Sequence[Calibration]) -> Calibration:
         count = max([-1, *whole.feeds, *whole.skipped]) + 1
         copies = {n: s.copy() for n, s in part.sketches.items() if n in names}
         kept = replace(
-            part, sketches={n: replace(s, channel_axis=None, channels=None) if n in split else s for n, s in copies.items()},
+            part, sketches={n: s.without_channels() if n in split else s for n, s in copies.items()},
             cones={n: c for n, c in part.cones.items() if n in names},
         )  # fmt: skip
         whole.absorb(kept.moved(count))

@@ -262,8 +262,8 @@ class Collector:
         outputs = self._session.run(sample.feed, sample.where)
         values = {**outputs, **{n: a for n, a in sample.feed.items() if n in self._inputs}}
         names = [n for n in into.sketches if isinstance(v := values[n], Blocks) or (v.dtype.kind == "f" and v.size)]
-        arrays = [_countable(values[n], self.job.axes[n]) for n in names]
         sketches = [into.sketches[n] for n in names]
+        arrays = [sketch.countable(values[n]) for n, sketch in zip(names, sketches, strict=True)]
         for name, array, sketch in zip(names, arrays, sketches, strict=True):
             sketch.check(array, f"at {sample.where}, tensor {name}: ")  # before any of them counts this sample
         looks = [sketch.look(array) for sketch, array in zip(sketches, arrays, strict=True)]
@@ -284,13 +284,6 @@ class Collector:
         for array, sketch, look in zip(arrays, sketches, looks, strict=True):
             sketch.take(array, look, index)
         into.keep_feed(index, sample.feed, hash_of_feed(sample.feed), _energy(values, self.job.public))
-
-
-def _countable(value: np.ndarray | Blocks, axis: int | None) -> np.ndarray | Blocks:
-    """The value as a sketch takes it without a further copy."""
-    if isinstance(value, Blocks) and axis in (None, 1):
-        return value
-    return np.require(_plain(value), np.float32, ["C", "W"])
 
 
 def _plain(value: np.ndarray | Blocks) -> np.ndarray:

@@ -5,41 +5,44 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-EXTENT = "int32[::1], int32[::1], float64[::1]"
 part = numba.njit(nogil=True)  # is compiled into the functions that call it, and not read from the cache by itself
-COUNTS = "uint64[:,::1], int64[::1], int16[::1], int64[:,::1], int64, int64"
 FIRST_KEY, LAST_KEY, NO_MAGNITUDE = -(1 << 31), (1 << 31) - 1, (1 << 32) - 1
+INFINITY = 0x7F800000
+LOWEST_BIT = -200  # of an ExactSum, the first of its limbs of 32 bits
+WIDTH = 47  # an element is a number of up to 2^47 units, so that the sum of MOST_ROWS of them fits an int64
+HIGHEST_UNIT = -126 - WIDTH  # of elements below 2^(e - 126), e being the exponent that the largest is written with
+MOST_ROWS = 1 << 15
+MOST_ADDITIONS = 8  # to a limb that is handed out
+EXTENT = "int32[::1], int32[::1], int64[:,::1]"
+COUNTS = "uint16[:,::1], int64[::1], int16[::1], int64[:,::1], int64, int64"
 
 
 @part
-def count(bits, tables):
-    one, low, half = np.uint64(1 << 40), np.uint32(0xFFFF), np.uint32(16)
-    whole = bits.size // 4 * 4
-    for k in range(0, whole, 4):
-        a, b, c, d = bits[k], bits[k + 1], bits[k + 2], bits[k + 3]
-        tables[0, a >> half] += one + np.uint64(a & low)
-        tables[1, b >> half] += one + np.uint64(b & low)
-        tables[2, c >> half] += one + np.uint64(c & low)
-        tables[3, d >> half] += one + np.uint64(d & low)
+def count(bits, tables, turn):
+    one, half = np.uint16(1), np.uint32(16)
+    whole = bits.size // 8 * 8
+    for k in range(0, whole, 8):
+        for j in range(8):
+            tables[j, bits[k + j] >> half] += one
     for k in range(whole, bits.size):
-        a = bits[k]
-        tables[0, a >> half] += one + np.uint64(a & low)
+        tables[(k + turn) % 8, bits[k] >> half] += one
 
 
 @part
-def key(bits):
-    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+def key(bits):  # each step in 32 bits: numba would widen them, and a vector would hold half as many
+    a = np.int32(bits)
+    return np.int32(a ^ np.int32(np.int32(a >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @part
 def magnitude(bits):  # less one, so that zeros are the largest
-    return np.uint32(bits & np.int32(0x7FFFFFFF)) - np.uint32(1)
+    return np.uint32(np.uint32(bits & np.uint32(0x7FFFFFFF)) - np.uint32(1))
 
 
 @part
 def span(bits, least, most, near):
     for k in range(bits.size):
-        a = np.int32(bits[k])
+        a = bits[k]
         near[k] = min(near[k], magnitude(a))
         least[k], most[k] = min(least[k], key(a)), max(most[k], key(a))
 
@@ -48,10 +51,8 @@ def span(bits, least, most, near):
 def span_eight(bits, least, most, near):
     n = least.size
     for k in range(n):
-        a, b = np.int32(bits[k]), np.int32(bits[k + n])
-        c, d = np.int32(bits[k + 2 * n]), np.int32(bits[k + 3 * n])
-        e, f = np.int32(bits[k + 4 * n]), np.int32(bits[k + 5 * n])
-        g, h = np.int32(bits[k + 6 * n]), np.int32(bits[k + 7 * n])
+        a, b, c, d = bits[k], bits[k + n], bits[k + 2 * n], bits[k + 3 * n]
+        e, f, g, h = bits[k + 4 * n], bits[k + 5 * n], bits[k + 6 * n], bits[k + 7 * n]
         one = min(min(magnitude(a), magnitude(b)), min(magnitude(c), magnitude(d)))
         other = min(min(magnitude(e), magnitude(f)), min(magnitude(g), magnitude(h)))
         near[k] = min(near[k], min(one, other))
@@ -61,20 +62,73 @@ def span_eight(bits, least, most, near):
 
 
 @part
-def add(x, sums):
-    for k in range(x.size):
-        sums[k] += x[k]
+def anchor_of(unit):  # 1.5 * 2^52 units of 2^unit: added to less than 2^51 of them, it leaves whole units
+    return np.int64(((unit + 52 + 1023) << 52) | (1 << 51)).view(np.float64)
 
 
 @part
-def add_eight(x, sums):
+def anchored(x, anchor):  # as an integer: the anchor's own, and the whole units in x
+    return np.float64(np.float64(x) + anchor).view(np.uint64)
+
+
+@part
+def add(x, sums, anchor):
+    for k in range(x.size):
+        sums[k] += anchored(x[k], anchor)
+
+
+@part
+def add_eight(x, sums, anchor):
     n = sums.size
     for k in range(n):
-        a, b = np.float64(x[k]), np.float64(x[k + n])
-        c, d = np.float64(x[k + 2 * n]), np.float64(x[k + 3 * n])
-        e, f = np.float64(x[k + 4 * n]), np.float64(x[k + 5 * n])
-        g, h = np.float64(x[k + 6 * n]), np.float64(x[k + 7 * n])
+        a, b = anchored(x[k], anchor), anchored(x[k + n], anchor)
+        c, d = anchored(x[k + 2 * n], anchor), anchored(x[k + 3 * n], anchor)
+        e, f = anchored(x[k + 4 * n], anchor), anchored(x[k + 5 * n], anchor)
+        g, h = anchored(x[k + 6 * n], anchor), anchored(x[k + 7 * n], anchor)
         sums[k] += ((a + b) + (c + d)) + ((e + f) + (g + h))
+
+
+@part
+def add_rest(x, sums, unit, level, rest):  # what is less than the units of the levels above this one
+    for k in range(x.size):
+        rest[k] = x[k]
+    for above in range(level):
+        anchor = anchor_of(unit - above * (WIDTH + 1))
+        for k in range(x.size):
+            rest[k] -= (rest[k] + anchor) - anchor
+    anchor = anchor_of(unit - level * (WIDTH + 1))
+    for k in range(x.size):
+        sums[k] += anchored(rest[k], anchor)
+
+
+@part
+def settle(sums, lanes, own, number, unit, sign, total, whole):  # of `number` elements to a channel; adds < 2^49 to a limb
+    base = np.uint64(number) * np.float64(anchor_of(unit)).view(np.uint64)
+    for c in range(own):
+        whole[c] = -base
+    for row in range(0, sums.size, lanes):
+        for c in range(own):
+            whole[c] += sums[row + c]
+    first = unit - LOWEST_BIT
+    for step in range(4):  # in pieces of 18 bits, so that each fits an int64 after its shift
+        limb, place = (first + 18 * step) >> 5, (first + 18 * step) & 31
+        row = total[limb]
+        for c in range(own):
+            piece = np.int64(whole[c]) >> (18 * step)
+            if step < 3:
+                piece &= 0x3FFFF
+            row[c] += sign * (piece << place)
+    sums[:] = np.uint64(0)
+
+
+@numba.njit("void(int64[:,:])", cache=True, nogil=True)
+def carry(limbs):
+    for k in range(limbs.shape[0] - 1):
+        row, next_row = limbs[k], limbs[k + 1]
+        for c in range(limbs.shape[1]):
+            above = row[c] >> 32
+            row[c] -= above << 32
+            next_row[c] += above
 
 
 @part
@@ -96,22 +150,26 @@ def add_squares(x, sums):
 
 
 @part
-def any_of(t, u, v, w):
-    found = np.uint64(0)
-    for k in range(128):
-        found |= (t[k] | u[k]) | (v[k] | w[k])
+def any_of(tables, start):
+    found = np.uint16(0)
+    for j in range(8):
+        row = tables[j, start : start + 128]
+        for k in range(128):
+            found |= row[k]
     return found != 0
 
 
 @part
-def empty(t, u, v, w, row, sign):
-    low, half, mantissas = np.uint64((1 << 40) - 1), np.uint64(40), np.int64(0)
+def move(tables, start, row, sign):
+    end = start + 128
+    a, b, c, d = tables[0, start:end], tables[1, start:end], tables[2, start:end], tables[3, start:end]
+    e, f, g, h = tables[4, start:end], tables[5, start:end], tables[6, start:end], tables[7, start:end]
     for k in range(128):
-        number = np.int64((t[k] >> half) + (u[k] >> half) + (v[k] >> half) + (w[k] >> half))
-        row[k] += sign * number
-        mantissas += np.int64((t[k] & low) + (u[k] & low) + (v[k] & low) + (w[k] & low)) + number * np.int64(k << 16)
-    t[:], u[:], v[:], w[:] = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
-    return mantissas
+        one = (np.uint32(a[k]) + np.uint32(b[k])) + (np.uint32(c[k]) + np.uint32(d[k]))
+        other = (np.uint32(e[k]) + np.uint32(f[k])) + (np.uint32(g[k]) + np.uint32(h[k]))
+        row[k] += sign * np.int64(one + other)
+    for j in range(8):
+        tables[j, start:end] = np.uint16(0)
 
 
 @numba.njit(f"int64({COUNTS})", cache=True, nogil=True)
@@ -126,9 +184,7 @@ def drain(tables, seen, slots, rows, used, sign):
             if 0 < step < first:
                 continue
             page = side * 256 + step
-            start, end = page * 128, page * 128 + 128
-            t, u, v, w = tables[0, start:end], tables[1, start:end], tables[2, start:end], tables[3, start:end]
-            if not any_of(t, u, v, w):
+            if not any_of(tables, page * 128):
                 continue
             slot = slots[page]
             if slot < 0:
@@ -137,51 +193,87 @@ def drain(tables, seen, slots, rows, used, sign):
                 slot = np.int16(used)
                 slots[page] = slot
                 used += 1
-            rows[slot, 128] += sign * empty(t, u, v, w, rows[slot], sign)
+            move(tables, page * 128, rows[slot], sign)
     seen[0], seen[1], seen[2] = LAST_KEY, FIRST_KEY, NO_MAGNITUDE
     return used
 
 
-@numba.njit(f"int64(uint32[:,:,::1], float32[:,:,::1], int64, {EXTENT}, {COUNTS})", cache=True, nogil=True)
-def observe(bits, x, first, low, high, total, tables, seen, slots, pages, used, sign):
+@part
+def reach(least, most, near, lanes, own):  # the largest magnitude, and the least but zero
+    low, high, small = np.int32(LAST_KEY), np.int32(FIRST_KEY), np.uint32(NO_MAGNITUDE)
+    for row in range(0, least.size, lanes):
+        for k in range(row, row + own):
+            low, high, small = min(low, least[k]), max(high, most[k]), min(small, near[k])
+    return max(np.int64(high), -1 - np.int64(low)), np.int64(small) + 1
+
+
+@numba.njit(f"int64(float32[:,:,::1], int64, boolean, {EXTENT}, {COUNTS})", cache=True, nogil=True)
+def observe(x, first, is_new, low, high, total, tables, seen, slots, pages, used, sign):
     rows, lanes, channels = x.shape[1], x.shape[2], low.size
+    if is_new:
+        low[:], high[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY)
+    else:
+        carry(total)
     together = max(1, (64 if rows * lanes >= 1024 else 16) // lanes)  # rows, so that no addition waits for the one before it
     blocks, tile = (channels + lanes - 1) // lanes, together * lanes
     step = 8 * together * max(1, 4096 // tile)  # rows that stay in the cache for the three things that are done with them
+    bits = x.view(np.uint32)
     least, most, near = np.empty(tile, np.int32), np.empty(tile, np.int32), np.empty(tile, np.uint32)
-    sums, packed = np.empty(tile), np.empty(step * lanes if channels % lanes else 0, np.uint32)
+    sums, rest = np.zeros(tile, np.uint64), np.empty(tile)
+    lower, packed = np.zeros(tile, np.uint64), np.empty(step * lanes if channels % lanes else 0, np.uint32)
+    uncarried, whole = np.zeros(blocks, np.int32), np.empty(lanes, np.uint64)
     for b in range(x.shape[0]):
         channel = (first + b) % blocks * lanes
         own = min(lanes, channels - channel)
-        least[:], most[:], near[:], sums[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY), np.uint32(NO_MAGNITUDE), 0.0
+        into = total[:, channel : channel + own]
+        least[:], most[:], near[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY), np.uint32(NO_MAGNITUDE)
+        unit, since, additions = 0, 0, 1  # of the sums; rows that are in them; to the limbs of a channel
         for start in range(0, rows, step):
             end = min(rows, start + step)
             block, values = bits[b, start:end].reshape(-1), x[b, start:end].reshape(-1)
             if own == lanes:
-                count(block, tables)
+                count(block, tables, b)
             else:
                 k = 0
                 for r in range(start, end):
                     for c in range(own):
                         packed[k] = bits[b, r, c]
                         k += 1
-                count(packed[:k], tables)
-            whole = block.size // (8 * tile) * (8 * tile)
-            for k in range(0, whole, 8 * tile):
+                count(packed[:k], tables, b)
+            eights = block.size // (8 * tile) * (8 * tile)
+            for k in range(0, eights, 8 * tile):
                 span_eight(block[k : k + 8 * tile], least, most, near)
-            for k in range(whole, block.size, tile):
+            for k in range(eights, block.size, tile):
                 span(block[k : k + tile], least, most, near)
-            if total.size:
-                for k in range(0, whole, 8 * tile):
-                    add_eight(values[k : k + 8 * tile], sums)
-                for k in range(whole, block.size, tile):
-                    add(values[k : k + tile], sums)
+            largest, smallest = reach(least, most, near, lanes, own)
+            if largest >= INFINITY:  # such an array has no sum
+                continue
+            exponent = max(1, largest >> 23)
+            if since and (unit != exponent + HIGHEST_UNIT or since + (end - start) > MOST_ROWS):
+                settle(sums, lanes, own, since, unit, sign, into, whole)
+                since, additions = 0, additions + 1
+            unit, since = exponent + HIGHEST_UNIT, since + (end - start)
+            anchor = anchor_of(unit)
+            for k in range(0, eights, 8 * tile):
+                add_eight(values[k : k + 8 * tile], sums, anchor)
+            for k in range(eights, block.size, tile):
+                add(values[k : k + tile], sums, anchor)
+            level = 1
+            while unit - (level - 1) * (WIDTH + 1) > max(1, smallest >> 23) - 150:  # the last digit of the least element
+                for k in range(0, block.size, tile):
+                    add_rest(values[k : k + tile], lower, unit, level, rest)
+                settle(lower, lanes, own, end - start, unit - level * (WIDTH + 1), sign, into, whole)
+                level, additions = level + 1, additions + 1
+        if since:
+            settle(sums, lanes, own, since, unit, sign, into, whole)
+        uncarried[channel // lanes] += additions
+        if uncarried[channel // lanes] > MOST_ADDITIONS:
+            carry(into)
+            uncarried[channel // lanes] = 0
         for row in range(together):
             for c in range(own):
                 low[channel + c] = min(low[channel + c], least[row * lanes + c])
                 high[channel + c] = max(high[channel + c], most[row * lanes + c])
-                if total.size:
-                    total[channel + c] += sums[row * lanes + c]
         for k in range(tile):
             seen[2] = min(seen[2], np.int64(near[k]))
     for c in range(channels):
@@ -201,37 +293,10 @@ def ends(low, high):
 
 @numba.njit("void(int32[::1], int32[::1], float32[::1], float32[::1])", cache=True)
 def widen(low, high, minimum, maximum):
-    both = np.empty(2, np.int32)
-    found = both.view(np.float32)
+    zero = np.float32(0)
     for c in range(low.size):
-        both[0], both[1] = key(low[c]), key(high[c])
-        minimum[c] = min(minimum[c], found[0] + np.float32(0))
-        maximum[c] = max(maximum[c], found[1] + np.float32(0))
-
-
-@numba.njit("void(int64[:,::1], float64[::1], int64)", cache=True)
-def exact_add(limbs, values, lowest_bit):
-    bits = values.view(np.int64)
-    for c in range(values.size):
-        exponent = (bits[c] >> 52) & 0x7FF
-        digits = bits[c] & ((1 << 52) - 1)
-        if exponent:
-            digits |= 1 << 52
-        else:
-            exponent = np.int64(1)
-        if bits[c] < 0:
-            digits = -digits
-        shift = exponent - 1075 - lowest_bit  # value = digits * 2^(exponent - 1075)
-        if shift < 0:
-            digits >>= min(-shift, np.int64(63))
-            shift = np.int64(0)
-        limb, place = shift // 32, shift % 32
-        for part in range(3):  # as 18 + 18 + 17 bits, so that each fits an int64 after its shift
-            piece = digits >> (18 * part)
-            if part < 2:
-                piece &= 0x3FFFF
-            at = place + 18 * part
-            limbs[c, limb + at // 32] += piece << (at % 32)
+        minimum[c] = min(minimum[c], np.int32(key(low[c])).view(np.float32) + zero)
+        maximum[c] = max(maximum[c], np.int32(key(high[c])).view(np.float32) + zero)
 
 
 @numba.njit("void(int32[:,::1], int32[:,::1], int64[::1], int64[::1], int64[:,::1])", cache=True, nogil=True)

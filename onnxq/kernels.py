@@ -14,21 +14,24 @@ import numpy as np
 Array = np.ndarray
 
 
-def observe(x: Array, first: int, low: Array, high: Array, total: Array, *pages: Any) -> int:
+def observe(x: Array, first: int, is_new: bool, low: Array, high: Array, total: Array, *pages: Any) -> int:
     """One pass over x (blocks, n, lanes) float32, see blocks.Blocks and pages.observe_numpy for what it adds up.
 
-    `first` is the number of its first block, low and high (C,) int32 the least and largest elements as ordered bits, total
-    (C,) or (0,) float64 their sums or nothing. `pages` are the arguments of `drain`, which ends it. Its tables (4, 65,536 or
-    more) uint64 count by `bits >> 16`: an entry holds the count above bit 40, the sum of `bits & 0xffff` below, so x has at
-    most 2^22 elements; neighbours go to different tables, so that a run of one value does not wait for its last addition.
-    seen (3,) int64 tells what the tables hold: least and largest element as ordered bits, and the least magnitude but zero,
-    less one.
+    `first` is the number of its first block; low and high (C,) int32 are the least and largest elements as ordered bits,
+    and begin anew if `is_new`; to total (limbs, C) int64, an ExactSum, the sums are added. `pages` are the arguments of
+    `drain`, which ends it. Its tables (8, 65,536 or more) uint16 count by `bits >> 16`, so x has at most 2^18 elements;
+    neighbours go to different tables, so that a run of one value does not wait for its last addition. seen (3,) int64
+    tells what the tables hold: least and largest element as ordered bits, and the least magnitude but zero, less one.
+
+    An element plus 1.5 * 2^52 units is a float64 the bits of which, as an integer, count the whole units in the element;
+    such integers are added, without a rounding that depends on the order. Where the least elements have digits below the
+    unit that the largest leaves, what is below is added again in smaller units.
     """
-    return int(_compiled().observe(x.view(np.uint32), x, first, low, high, total, *pages))
+    return int(_compiled().observe(x, first, is_new, low, high, total, *pages))
 
 
 def drain(tables: Array, seen: Array, slots: Array, rows: Array, used: int, sign: int) -> int:
-    """Add the tables' content, times sign, to rows (pages, 129) int64 by slots (512,) of the pages, and clear them.
+    """Add the tables' content, times sign, to rows (pages, 128) int64 by slots (512,) of the pages, and clear them.
 
     Gives the number of pages that are used then, or -1 where there are too few rows for all; a second call does the rest.
     """
@@ -45,9 +48,9 @@ def widen(low: Array, high: Array, minimum: Array, maximum: Array) -> None:
     _compiled().widen(low, high, minimum, maximum)
 
 
-def exact_add(limbs: Array, values: Array, lowest_bit: int) -> None:
-    """Add float64 values (channels,) to fixed-point numbers, limbs (channels, n) int64 of 32 bits, without carrying."""
-    _compiled().exact_add(limbs, values, lowest_bit)
+def carry(limbs: Array) -> None:
+    """Bring fixed-point numbers, limbs (n, channels) int64 of 32 bits, into the one form that each has."""
+    _compiled().carry(limbs)
 
 
 def excess(x: Array, codes: Array, channel: Array, pair: Array, lost: Array) -> None:

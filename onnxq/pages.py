@@ -10,19 +10,21 @@ import numpy as np
 
 from onnxq import kernels
 from onnxq.blocks import Blocks
+from onnxq.exactsum import ExactSum
 
 BINS_A_PAGE = 128
 PAGES = 512
+MOST_LANES = 1 << 16  # of an array with its channels last; wider ones are taken as blocks
 FIRST_KEY, LAST_KEY = -(1 << 31), (1 << 31) - 1
-MOST_AT_ONCE = 1 << 22  # elements whose counts fit 24 bits, and the sums of their low halves 40
+MOST_AT_ONCE = 1 << 18  # elements, so that in each of eight tables their counts fit 16 bits
 
 
 class Pages:
-    """Counts of the bins that were touched: a row of 128 counts and the mantissa sum for each page, int64."""
+    """Counts of the bins that were touched: a row of 128 for each page, int64."""
 
     def __init__(self) -> None:
         self._slots = np.full(PAGES, -1, np.int16)
-        self._rows = np.zeros((8, BINS_A_PAGE + 1), np.int64)
+        self._rows = np.zeros((8, BINS_A_PAGE), np.int64)
         self._used = 0
 
     def items(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -39,11 +41,11 @@ class Pages:
             self._used += 1
         self._rows[self._slots[page]] += row
 
-    def count(self, blocks: np.ndarray, first: int, extent: Extent, sign: int) -> None:
-        """Add the elements of some blocks, or take them away, and see how far they reach."""
+    def count(self, blocks: np.ndarray, first: int, extent: Extent, total: np.ndarray, sign: int, *, is_new: bool) -> None:
+        """Add the elements of some blocks, or take them away, and see how far they reach; `is_new` if they are the first."""
         tables, seen = _scratch()
-        reached = (extent.low, extent.high, extent.total)
-        used = kernels.observe(blocks, first, *reached, tables, seen, self._slots, self._rows, self._used, sign)
+        mine = (self._slots, self._rows, self._used)
+        used = kernels.observe(blocks, first, is_new, extent.low, extent.high, total, tables, seen, *mine, sign)
         while used < 0:
             self._used = len(self._rows)
             self._reserve(1)
@@ -53,9 +55,8 @@ class Pages:
     def count_numpy(self, bits: np.ndarray) -> None:
         """Add the elements of a float32 bit pattern, in plain numpy: the oracle of the compiled kernels."""
         counts = np.bincount(bits >> 16, minlength=PAGES * BINS_A_PAGE).astype(np.int64).reshape(PAGES, BINS_A_PAGE)
-        mantissas = np.bincount(bits >> 23, weights=bits & 0x7FFFFF, minlength=PAGES).astype(np.int64)
         for page in np.flatnonzero(counts.any(1)):
-            self.add(int(page), np.append(counts[page], mantissas[page]))
+            self.add(int(page), counts[page])
 
     def _reserve(self, more: int) -> None:
         while self._used + more > len(self._rows):
@@ -68,9 +69,9 @@ _local = threading.local()
 def _scratch() -> tuple[np.ndarray, np.ndarray]:
     """The tables of this thread, which are all zero between two uses, and how far what they hold reaches."""
     if not hasattr(_local, "tables"):
-        apart = 64  # so that the same bin of two tables is not in the same set of the cache
+        apart = 256  # so that the same bin of two tables is not in the same set of the cache
         _local.tables = (
-            np.zeros((4, PAGES * BINS_A_PAGE + apart), np.uint64),
+            np.zeros((8, PAGES * BINS_A_PAGE + apart), np.uint16),
             np.array([LAST_KEY, FIRST_KEY, (1 << 32) - 1], np.int64),
         )
     return _local.tables
@@ -78,19 +79,10 @@ def _scratch() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Extent:
-    """How far an array reaches, by channel (C,), and its sums (C,), or (0,) without.
-
-    Least and largest elements are ordered bits: int32 in the order of the floats that they stand for.
-    """
+    """How far an array reaches, by channel (C,): int32 ordered bits, in the order of the floats that they stand for."""
 
     low: np.ndarray
     high: np.ndarray
-    total: np.ndarray  # float64
-
-    @classmethod
-    def empty(cls, channels: int, *, has_total: bool) -> Extent:
-        low, high = np.full(channels, LAST_KEY, np.int32), np.full(channels, FIRST_KEY, np.int32)
-        return cls(low, high, np.zeros(channels if has_total else 0))
 
     def ends(self) -> tuple[float, float]:
         """The least and the largest element; one of them is not finite if any element is not."""
@@ -101,64 +93,52 @@ class Extent:
         kernels.widen(self.low, self.high, minimum, maximum)
 
 
-def observe(x: np.ndarray | Blocks, axis: int | None, pages: Pages, sign: int = 1) -> Extent:
-    """Add a float32 array's elements to the pages, or take them away, and see its extent along an axis, in one pass.
+def channels_of(x: np.ndarray | Blocks, axis: int | None) -> int:
+    """How many numbers `observe` gives: one for each channel of an axis, or of Blocks, and else one."""
+    return x.shape[1] if isinstance(x, Blocks) else 1 if axis is None else x.shape[axis]
 
-    The extent of Blocks is by channel in any case.
+
+def observe(x: np.ndarray | Blocks, axis: int | None, pages: Pages, total: ExactSum, sign: int = 1) -> Extent:
+    """Add a float32 array's elements to the pages and the total, or take them away, and see its extent, in one pass.
+
+    The total and the extent are by channel, see `channels_of`. Where an element is not finite the total is without meaning
+    until the array is taken away again.
     """
     blocks, channels = _in_blocks(x, axis)
-    extent = Extent.empty(channels, has_total=axis is not None)
+    ends = np.empty((2, channels), np.int32)
+    extent, limbs, is_new = Extent(ends[0], ends[1]), total.open(), True
     for part, first in _parts(blocks):
-        pages.count(part, first, extent, sign)
+        pages.count(part, first, extent, limbs, sign, is_new=is_new)
+        is_new = False
     return extent
 
 
-def observe_numpy(x: np.ndarray | Blocks, axis: int | None, pages: Pages) -> Extent:
-    """What `observe` does, in plain numpy: the oracle of the compiled kernel, additions in its order.
-
-    A block is summed in tiles of a few rows, eight tiles by halves at a time; what is left over, tile by tile; at the end
-    the rows of the tile, one after another.
-    """
+def observe_numpy(x: np.ndarray | Blocks, axis: int | None, pages: Pages, total: ExactSum) -> Extent:
+    """What `observe` does, in plain numpy: the oracle of the compiled kernel."""
     plain = x.plain() if isinstance(x, Blocks) else x
     pages.count_numpy(plain.reshape(-1).view(np.uint32))
-    blocks, channels = _in_blocks(x, axis)
-    lanes = blocks.shape[2]
-    apart = -(-channels // lanes)
-    low, high, total = np.full((apart, lanes), LAST_KEY), np.full((apart, lanes), FIRST_KEY), np.zeros((apart, lanes))
-    for part, first in _parts(blocks):
-        for k, block in enumerate(part, first):
-            at, keys = k % apart, _as_keys(block)
-            low[at], high[at] = np.minimum(low[at], keys.min(0)), np.maximum(high[at], keys.max(0))
-            for row in _in_tiles(block):
-                total[at] += row
-    low, high, total = (each.reshape(-1)[:channels] for each in (low, high, total))
-    return Extent(low, high, total[: 0 if axis is None else channels])
-
-
-def _in_tiles(block: np.ndarray) -> np.ndarray:
-    """Sums of the rows of a block (n, lanes) -> (together, lanes) float64, those of a tile apart."""
-    rows, lanes = block.shape
-    together = max(1, (64 if rows * lanes >= 1024 else 16) // lanes)
-    tile, flat = together * lanes, block.reshape(-1)
-    step, sums = 8 * tile * max(1, 4096 // tile), np.zeros(tile)
-    for start in range(0, flat.size, step):
-        values = flat[start : start + step].astype(np.float64)
-        whole = values.size // (8 * tile) * (8 * tile)
-        for a, b, c, d, e, f, g, h in values[:whole].reshape(-1, 8, tile):
-            sums += ((a + b) + (c + d)) + ((e + f) + (g + h))
-        for k in range(whole, values.size, tile):
-            sums[: len(values[k : k + tile])] += values[k : k + tile]
-    return sums.reshape(together, lanes)
+    if isinstance(x, Blocks):
+        axis = 1
+    rows = plain.reshape(-1, 1) if axis is None else np.moveaxis(plain, axis, -1).reshape(-1, plain.shape[axis])
+    for row in rows:
+        total.add_numpy(row.astype(np.float64))
+    keys = _as_keys(np.ascontiguousarray(rows))
+    return Extent(keys.min(0), keys.max(0))
 
 
 def _in_blocks(x: np.ndarray | Blocks, axis: int | None) -> tuple[np.ndarray, int]:
-    """The array as blocks (n, rows, lanes), see Blocks, and how many channels it has; the array itself is not copied."""
+    """The array as blocks (n, rows, lanes), see Blocks, and how many channels it has; copied only if it is very wide."""
     if isinstance(x, Blocks):
         return x.values, x.shape[1]
     if axis is None:
         return x.reshape(1, -1, 1), 1
     channels, inner = x.shape[axis], int(np.prod(x.shape[axis % x.ndim + 1 :]))
-    return (x.reshape(1, -1, channels) if inner == 1 else x.reshape(-1, inner, 1)), channels
+    if inner > 1:
+        return x.reshape(-1, inner, 1), channels
+    if channels > MOST_LANES:
+        wide = np.pad(x.reshape(-1, channels), [(0, 0), (0, -channels % MOST_LANES)])
+        return wide.reshape(-1, 1, MOST_LANES), channels
+    return x.reshape(1, -1, channels), channels
 
 
 def _parts(blocks: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:

@@ -2,16 +2,14 @@
 
 Per tensor: exact count, minimum, maximum and sum, NaN and infinities counted apart, and a histogram of the float32 bit
 pattern: `bits >> 16` (sign, 8 exponent and 7 mantissa bits) is the bin, so no range need be known before the data is seen
-and the relative width of a bin is 2^-7. Bins are kept in pages of 128, one page for each sign and exponent; next to its
-128 counts a page keeps the integer sum of the mantissas of its elements, from which the sum of all elements follows
-exactly. Merging is addition of integers: for equal activations two sketches are equal bit for bit, whatever the order,
-the grouping, the number of workers or the restarts.
+and the relative width of a bin is 2^-7. Bins are kept in pages of 128, one page for each sign and exponent. Sums are kept in
+fixed point, see exactsum.py. Merging is addition of integers: for equal activations two sketches are equal bit for bit,
+whatever the order, the grouping, the number of workers or the restarts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass, field, replace
 from math import isfinite
 
 import numpy as np
@@ -19,7 +17,7 @@ import numpy as np
 from onnxq.blocks import Blocks
 from onnxq.errors import CalibrationError
 from onnxq.exactsum import ExactSum
-from onnxq.pages import BINS_A_PAGE, Extent, Pages, observe
+from onnxq.pages import BINS_A_PAGE, Extent, Pages, channels_of, observe
 
 NONFINITE_EXPONENT = 255
 
@@ -56,9 +54,8 @@ class ChannelStatistics:
         return self.total.values() / max(1, self.count)
 
     def add(self, extent: Extent, size: int) -> None:
-        """Add an array of so many elements, all of which are finite."""
+        """Add an array of so many elements, all of which are finite and in the total already."""
         extent.widen(self.minimum, self.maximum)
-        self.total.add(extent.total)
         self.count += size // len(self.minimum)
 
 
@@ -69,6 +66,7 @@ class Look:
     extent: Extent | None  # None of an array without elements
     low: float
     high: float
+    total: ExactSum  # that the elements were added to
 
     @property
     def is_finite(self) -> bool:
@@ -87,18 +85,19 @@ class TensorSketch:
     inf_count: int = 0
     series: dict[int, tuple[float, float]] = field(default_factory=dict)  # feed index -> (min, max) of that feed
     channels: ChannelStatistics | None = None
+    total: ExactSum = field(default_factory=lambda: ExactSum.zeros(1))  # of finite elements that `channels` leaves out
 
     @property
     def count(self) -> int:
         """Finite elements seen."""
-        return sum(int(row[:BINS_A_PAGE].sum()) for page, row in self.pages.items() if page % 256 != NONFINITE_EXPONENT)
+        return sum(int(row.sum()) for page, row in self.pages.items() if page % 256 != NONFINITE_EXPONENT)
 
     def along(self, axis: int, rank: int) -> ChannelStatistics | None:
         """The statistics by channel where the channels are those of an axis of a tensor of so many axes (0: not known)."""
         mine = self.channel_axis
         if mine is None or (mine != axis and (not rank or mine % rank != axis % rank)):
             return None
-        return self.channels
+        return self.channels if self.channels is not None and self.channels.count else None  # empty after a drop
 
     def update(self, x: np.ndarray | Blocks, feed: int = 0) -> bool:
         """Add an array of any shape, seen in feed number `feed`; whether all of it is finite. Blocks have channel axis 1.
@@ -106,24 +105,32 @@ class TensorSketch:
         float16 and float64 are counted as float32. NaN and infinities are counted apart and left out of all else; the
         statistics by channel then leave out the whole array.
         """
+        x = self.countable(x)
+        self.check(x)
         look = self.look(x)
         self.take(x, look, feed)
         return look.is_finite
 
+    def countable(self, x: np.ndarray | Blocks) -> np.ndarray | Blocks:
+        """The array as the kernels take it: in blocks of these channels, or contiguous and not marked as read-only."""
+        if isinstance(x, Blocks):
+            if self.channel_axis in (None, 1):
+                return x
+            x = x.plain()
+        return np.require(x, np.float32, ["C", "W"])
+
     def look(self, x: np.ndarray | Blocks) -> Look:
-        """Count the elements of an array, which either is taken then, or dropped again."""
-        x = _counted(x)
-        self.check(x)
+        """Count the elements of a countable array, which either is taken then, or dropped again."""
         if not x.size:
-            return Look(None, np.inf, -np.inf)
-        extent = observe(x, self.channel_axis if x.ndim else None, self.pages)
-        return Look(extent, *extent.ends())
+            return Look(None, np.inf, -np.inf, self.total)
+        total = self._total_for(x)
+        extent = observe(x, self._axis_of(x), self.pages, total)
+        return Look(extent, *extent.ends(), total)
 
     def drop(self, x: np.ndarray | Blocks) -> None:
         """Take away what was counted when the array was looked at."""
-        x = _counted(x)
         if x.size:
-            observe(x, self.channel_axis if x.ndim else None, self.pages, -1)
+            observe(x, self._axis_of(x), self.pages, self._total_for(x), -1)
 
     def take(self, x: np.ndarray | Blocks, look: Look, feed: int) -> None:
         """Add the rest that is known of an array that was looked at."""
@@ -131,18 +138,31 @@ class TensorSketch:
             return
         low, high = look.low, look.high
         if not look.is_finite:
+            observe(x, self._axis_of(x), Pages(), look.total, -1)
             low, high = self._count_nonfinite(x)
+        elif self._axis_of(x) is None:
+            self.total.merge(look.total.of_all())
+        elif self.channels is not None:
+            self.channels.add(look.extent, x.size)
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         before = self.series.get(feed, (np.inf, -np.inf))
         self.series[feed] = (min(before[0], low), max(before[1], high))
-        if len(look.extent.total) and look.is_finite:
-            if self.channels is None:
-                self.channels = ChannelStatistics.empty(len(look.extent.total))
-            self.channels.add(look.extent, x.size)
+
+    def _axis_of(self, x: np.ndarray | Blocks) -> int | None:
+        return self.channel_axis if x.ndim else None
+
+    def _total_for(self, x: np.ndarray | Blocks) -> ExactSum:
+        """What the elements are added to: the sums of the channels if these are wanted, or a total of this array alone."""
+        number = channels_of(x, self._axis_of(x))
+        if self._axis_of(x) is None:
+            return ExactSum.zeros(number)
+        if self.channels is None or (not self.channels.count and len(self.channels.minimum) != number):
+            self.channels = ChannelStatistics.empty(number)
+        return self.channels.total
 
     def check(self, x: np.ndarray | Blocks, where: str = "") -> None:
         """Raise CalibrationError unless x has as many channels as what was seen so far."""
-        if self.channel_axis is None or self.channels is None or not x.ndim:
+        if self.channel_axis is None or self.channels is None or not self.channels.count or not x.ndim:
             return
         before, now = len(self.channels.minimum), x.shape[self.channel_axis]
         if before != now:
@@ -151,13 +171,22 @@ class TensorSketch:
             )
 
     def _count_nonfinite(self, x: np.ndarray | Blocks) -> tuple[float, float]:
-        """Count what is not finite; the (minimum, maximum) of the rest."""
+        """Count what is not finite, and sum up the rest; the (minimum, maximum) of the rest."""
         plain = x.plain() if isinstance(x, Blocks) else np.asarray(x, np.float32)
         finite = plain[np.isfinite(plain)]
         infinite = int(np.isinf(plain).sum())
         self.inf_count += infinite
         self.nan_count += plain.size - finite.size - infinite
+        if finite.size:
+            observe(finite, None, Pages(), self.total)
         return float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
+
+    def without_channels(self) -> TensorSketch:
+        """The same, as if there had been no channel axis."""
+        total = ExactSum(self.total.carried().copy())
+        if self.channels is not None:
+            total.merge(self.channels.total.of_all())
+        return replace(self, channel_axis=None, channels=None, total=total)
 
     def copy(self) -> TensorSketch:
         return TensorSketch.from_arrays(self.to_arrays())
@@ -169,11 +198,12 @@ class TensorSketch:
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         self.nan_count += other.nan_count
         self.inf_count += other.inf_count
+        self.total.merge(other.total)
         for feed, (low, high) in other.series.items():
             before = self.series.get(feed, (np.inf, -np.inf))
             self.series[feed] = (min(before[0], low), max(before[1], high))
-        if other.channels is not None:
-            if self.channels is None:
+        if other.channels is not None and other.channels.count:
+            if self.channels is None or not self.channels.count:
                 self.channels = ChannelStatistics.empty(len(other.channels.minimum))
             mine = self.channels
             if len(mine.minimum) != len(other.channels.minimum):
@@ -188,16 +218,7 @@ class TensorSketch:
 
     def sum(self) -> float:
         """The sum of all finite elements, rounded once."""
-        total = 0
-        for page, numbers in self.pages.items():
-            exponent = page % 256
-            if exponent == NONFINITE_EXPONENT:
-                continue
-            mantissas = int(numbers[BINS_A_PAGE])
-            if exponent:
-                mantissas = (mantissas + (int(numbers[:BINS_A_PAGE].sum()) << 23)) << (exponent - 1)
-            total += -mantissas if page >= 256 else mantissas
-        return float(Fraction(total, 1 << 149))
+        return float(self.without_channels().total.values()[0])
 
     def histogram(self) -> Histogram:
         """The finite elements as bins in ascending order, clamped to [minimum, maximum]; ±0 and subnormals are 0."""
@@ -208,9 +229,9 @@ class TensorSketch:
             if exponent == NONFINITE_EXPONENT:
                 continue
             if exponent == 0:
-                zero += int(numbers[:BINS_A_PAGE].sum())
+                zero += int(numbers.sum())
                 continue
-            used = np.flatnonzero(numbers[:BINS_A_PAGE])
+            used = np.flatnonzero(numbers)
             bits = (exponent * BINS_A_PAGE + used).astype(np.uint32)
             near = (bits << 16).view(np.float32).astype(np.float64)
             far = np.ldexp(1.0 + (used + 1) / BINS_A_PAGE, exponent - 127)
@@ -235,25 +256,25 @@ class TensorSketch:
         feeds = sorted(self.series)
         arrays = {
             "page_ids": np.array([page for page, _ in pages], np.int64),
-            "pages": np.stack([row for _, row in pages]) if pages else np.zeros((0, BINS_A_PAGE + 1), np.int64),
+            "pages": np.stack([row for _, row in pages]) if pages else np.zeros((0, BINS_A_PAGE), np.int64),
             "counts": np.array([self.nan_count, self.inf_count, -1 if self.channel_axis is None else 1], np.int64),
             "range": np.array([self.minimum, self.maximum], np.float64),
             "series": np.array([[k, *self.series[k]] for k in feeds], np.float64).reshape(-1, 3),
+            "total": self.total.carried(),
             "axis": np.array([0 if self.channel_axis is None else self.channel_axis], np.int64),
         }
-        if self.channels is not None:
+        if self.channels is not None and self.channels.count:
             arrays["channel_range"] = np.stack([self.channels.minimum, self.channels.maximum])
-            self.channels.total.carry()
-            arrays["channel_limbs"] = self.channels.total.limbs
+            arrays["channel_totals"] = self.channels.total.carried()
             arrays["channel_count"] = np.array([self.channels.count], np.int64)
         return arrays
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> TensorSketch:
         channels = None
-        if "channel_limbs" in arrays:
+        if "channel_totals" in arrays:
             low, high = arrays["channel_range"]
-            total = ExactSum(arrays["channel_limbs"].copy())
+            total = ExactSum(arrays["channel_totals"].copy())
             channels = ChannelStatistics(low, high, total, int(arrays["channel_count"][0]))
         nan_count, inf_count, has_axis = (int(v) for v in arrays["counts"])
         pages = Pages()
@@ -268,9 +289,5 @@ class TensorSketch:
             inf_count=inf_count,
             series={int(k): (float(a), float(b)) for k, a, b in arrays["series"]},
             channels=channels,
+            total=ExactSum(arrays["total"].copy()),
         )
-
-
-def _counted(x: np.ndarray | Blocks) -> np.ndarray | Blocks:
-    """As the kernels take it: contiguous, and not marked as read-only."""
-    return x if isinstance(x, Blocks) else np.require(x, np.float32, ["C", "W"])
