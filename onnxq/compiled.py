@@ -89,13 +89,36 @@ def add_eight(x, sums, anchor):
 
 
 @part
-def add_rest(x, sums, unit, level, rest):  # what is less than the units of the levels above this one
+def rest_of(x, above):  # what is less than the units of the anchor above
+    whole = np.float64(x) + above
+    return np.float64(x) - (whole - above)
+
+
+@part
+def add_rest(x, sums, above, anchor):
+    for k in range(x.size):
+        sums[k] += anchored(rest_of(x[k], above), anchor)
+
+
+@part
+def add_rest_eight(x, sums, above, anchor):
+    n = sums.size
+    for k in range(n):
+        a, b = anchored(rest_of(x[k], above), anchor), anchored(rest_of(x[k + n], above), anchor)
+        c, d = anchored(rest_of(x[k + 2 * n], above), anchor), anchored(rest_of(x[k + 3 * n], above), anchor)
+        e, f = anchored(rest_of(x[k + 4 * n], above), anchor), anchored(rest_of(x[k + 5 * n], above), anchor)
+        g, h = anchored(rest_of(x[k + 6 * n], above), anchor), anchored(rest_of(x[k + 7 * n], above), anchor)
+        sums[k] += ((a + b) + (c + d)) + ((e + f) + (g + h))
+
+
+@part
+def add_last(x, sums, unit, level, rest):  # what is less than the units of all levels above this one
     for k in range(x.size):
         rest[k] = x[k]
     for above in range(level):
         anchor = anchor_of(unit - above * (WIDTH + 1))
         for k in range(x.size):
-            rest[k] -= (rest[k] + anchor) - anchor
+            rest[k] = rest_of(rest[k], anchor)
     anchor = anchor_of(unit - level * (WIDTH + 1))
     for k in range(x.size):
         sums[k] += anchored(rest[k], anchor)
@@ -220,14 +243,15 @@ def observe(x, first, is_new, low, high, total, tables, seen, slots, pages, used
     bits = x.view(np.uint32)
     least, most, near = np.empty(tile, np.int32), np.empty(tile, np.int32), np.empty(tile, np.uint32)
     sums, rest = np.zeros(tile, np.uint64), np.empty(tile)
-    lower, packed = np.zeros(tile, np.uint64), np.empty(step * lanes if channels % lanes else 0, np.uint32)
+    lower, last = np.zeros(tile, np.uint64), np.zeros(tile, np.uint64)
+    packed = np.empty(step * lanes if channels % lanes else 0, np.uint32)
     uncarried, whole = np.zeros(blocks, np.int32), np.empty(lanes, np.uint64)
     for b in range(x.shape[0]):
         channel = (first + b) % blocks * lanes
         own = min(lanes, channels - channel)
         into = total[:, channel : channel + own]
         least[:], most[:], near[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY), np.uint32(NO_MAGNITUDE)
-        unit, since, additions = 0, 0, 1  # of the sums; rows that are in them; to the limbs of a channel
+        unit, since, since_lower, additions = 0, 0, 0, 2  # of the sums; rows in them, in two levels; to the limbs
         for start in range(0, rows, step):
             end = min(rows, start + step)
             block, values = bits[b, start:end].reshape(-1), x[b, start:end].reshape(-1)
@@ -248,24 +272,34 @@ def observe(x, first, is_new, low, high, total, tables, seen, slots, pages, used
             largest, smallest = reach(least, most, near, lanes, own)
             if largest >= INFINITY:  # such an array has no sum
                 continue
-            exponent = max(1, largest >> 23)
+            exponent, digit = max(1, largest >> 23), max(1, smallest >> 23) - 150  # the last digit of the least element
             if since and (unit != exponent + HIGHEST_UNIT or since + (end - start) > MOST_ROWS):
                 settle(sums, lanes, own, since, unit, sign, into, whole)
-                since, additions = 0, additions + 1
+                if since_lower:
+                    settle(lower, lanes, own, since_lower, unit - (WIDTH + 1), sign, into, whole)
+                since, since_lower, additions = 0, 0, additions + 2
             unit, since = exponent + HIGHEST_UNIT, since + (end - start)
-            anchor = anchor_of(unit)
+            anchor, below = anchor_of(unit), anchor_of(unit - (WIDTH + 1))
             for k in range(0, eights, 8 * tile):
                 add_eight(values[k : k + 8 * tile], sums, anchor)
             for k in range(eights, block.size, tile):
                 add(values[k : k + tile], sums, anchor)
-            level = 1
-            while unit - (level - 1) * (WIDTH + 1) > max(1, smallest >> 23) - 150:  # the last digit of the least element
+            if unit > digit:
+                since_lower += end - start
+                for k in range(0, eights, 8 * tile):
+                    add_rest_eight(values[k : k + 8 * tile], lower, anchor, below)
+                for k in range(eights, block.size, tile):
+                    add_rest(values[k : k + tile], lower, anchor, below)
+            level = 2
+            while unit - (level - 1) * (WIDTH + 1) > digit:
                 for k in range(0, block.size, tile):
-                    add_rest(values[k : k + tile], lower, unit, level, rest)
-                settle(lower, lanes, own, end - start, unit - level * (WIDTH + 1), sign, into, whole)
+                    add_last(values[k : k + tile], last, unit, level, rest)
+                settle(last, lanes, own, end - start, unit - level * (WIDTH + 1), sign, into, whole)
                 level, additions = level + 1, additions + 1
         if since:
             settle(sums, lanes, own, since, unit, sign, into, whole)
+        if since_lower:
+            settle(lower, lanes, own, since_lower, unit - (WIDTH + 1), sign, into, whole)
         uncarried[channel // lanes] += additions
         if uncarried[channel // lanes] > MOST_ADDITIONS:
             carry(into)
