@@ -235,8 +235,6 @@ def observe(x, first, is_new, low, high, total, tables, seen, slots, pages, used
     rows, lanes, channels = x.shape[1], x.shape[2], low.size
     if is_new:
         low[:], high[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY)
-    else:
-        carry(total)
     together = max(1, (64 if rows * lanes >= 1024 else 16) // lanes)  # rows, so that no addition waits for the one before it
     blocks, tile = (channels + lanes - 1) // lanes, together * lanes
     step = 8 * together * max(1, 4096 // tile)  # rows that stay in the cache for the three things that are done with them

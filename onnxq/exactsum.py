@@ -24,7 +24,7 @@ class ExactSum:
         return cls(np.zeros((LIMBS, channels), np.int64))
 
     def open(self) -> np.ndarray:
-        """The limbs (LIMBS, channels), for the caller to add something below 2^52 to each."""
+        """The limbs (LIMBS, channels), for the caller to add something of at most 2^52 to each, once."""
         self._uncarried += 1
         return self.carried() if self._uncarried > MOST_UNCARRIED else self._limbs
 

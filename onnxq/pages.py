@@ -106,9 +106,9 @@ def observe(x: np.ndarray | Blocks, axis: int | None, pages: Pages, total: Exact
     """
     blocks, channels = _in_blocks(x, axis)
     ends = np.empty((2, channels), np.int32)
-    extent, limbs, is_new = Extent(ends[0], ends[1]), total.open(), True
+    extent, is_new = Extent(ends[0], ends[1]), True
     for part, first in _parts(blocks):
-        pages.count(part, first, extent, limbs, sign, is_new=is_new)
+        pages.count(part, first, extent, total.open(), sign, is_new=is_new)
         is_new = False
     return extent
 

@@ -120,7 +120,7 @@ class TensorSketch:
         return np.require(x, np.float32, ["C", "W"])
 
     def look(self, x: np.ndarray | Blocks) -> Look:
-        """Count the elements of a countable array, which either is taken then, or dropped again."""
+        """Count the elements of a countable array that was checked, which either is taken then, or dropped again."""
         if not x.size:
             return Look(None, np.inf, -np.inf, self.total)
         total = self._total_for(x)
