@@ -32,6 +32,15 @@ class Blocks:
         n, c, h, w = self.shape
         return n * c * h * w
 
+    def times(self, factors: np.ndarray) -> Blocks:
+        """The same tensor with its channels times factors (C,)."""
+        n, c, _, _ = self.shape
+        lanes = self.values.shape[2]
+        padded = np.ones(-(-c // lanes) * lanes, np.float32)
+        padded[:c] = factors
+        by_block = np.tile(padded.reshape(-1, 1, lanes), (n, 1, 1))
+        return Blocks(self.values * by_block, self.shape)
+
     def plain(self) -> np.ndarray:
         """The same tensor in the layout of the model: (N, C, H, W)."""
         n, c, h, w = self.shape

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from onnxq import audit
+from onnxq import audit, firstlook
 from onnxq import passes as p
 from onnxq.bodies import bodies_with_layers, samples_of
 from onnxq.collection import Collecting
-from onnxq.cones import cones_of
+from onnxq.cones import cone_of_scaled, cones_of
 from onnxq.data import Sample
 from onnxq.errors import ModelError, OnnxqError
 from onnxq.fastest import Built, fastest
@@ -30,18 +30,19 @@ LEAST_IN_LOOP = 1 << 18  # weights of a layer that is worth being integer in eac
 
 
 def equalize(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
-    """The float model with its channels evened out by a first look at the activations, which is kept."""
-    first = prepared.model.fork()
-    prepared.manager.run(first, passes_of((*PLACE, p.CollectStatistics), recipe))
+    """The float model with its channels evened out, by a first look at a few samples."""
     start = prepared.model.fork()
-    start.calibration = first.calibration
+    firstlook.look(prepared, start, recipe)
     start, records = prepared.manager.run_exact(start, passes_of(EQUALIZE, recipe), once=True)
-    if any(r.rewrites for r in records) and start.calibration is not None:
+    if any(r.rewrites for r in records):
         start.reference = start.graph.copy()
-        new = cones_of(start.graph.to_stored_proto())
+        known = dict(start.cones)  # a tensor that kept its name kept its values
+        known |= {s.of: cone_of_scaled(start.cones[name], s.factors) for name, s in start.scaled.items()}
+        new = cones_of(start.graph.to_stored_proto(), known)
         start.evened_out = frozenset(new.keys() - start.cones.keys())
-        start.cones = {**new, **start.cones}  # a tensor that kept its name kept its values
-        start.calibration.hold_for(start.cones)
+        start.cones = {**new, **start.cones}
+        if start.calibration is not None:
+            start.calibration.hold_for(start.cones)
     return start, records
 
 

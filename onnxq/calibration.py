@@ -1,7 +1,8 @@
 """Calibration: the statistics of every observed tensor, what they were made from, and their file.
 
 A `.calib` file is a zip of header.json (schema, hashes of the model and of the observed graph, runtime, feed hashes),
-sketches.npz (plain arrays, no pickle) and feeds.npz (the few feeds that passes may run again). Merging is not approximate:
+sketches.npz (plain arrays, no pickle), first_look.npz (by what channels were evened out) and feeds.npz (the few feeds that
+passes may run again). Merging is not approximate:
 see sketch.py. What fills it is collection.py.
 """
 
@@ -20,9 +21,9 @@ import numpy as np
 
 from onnxq.errors import CalibrationError
 from onnxq.feeds import Feed, Value, flat, size_of, whole, without_objects
-from onnxq.sketch import TensorSketch
+from onnxq.sketch import ChannelStatistics, TensorSketch
 
-SCHEMA = 5
+SCHEMA = 6
 PROBES = 16
 FEWEST_PROBES = 4  # however large they are
 MOST_BYTES = 1 << 20  # of a probe beyond these
@@ -39,6 +40,7 @@ class Calibration:
 
     sketches: dict[str, TensorSketch] = field(default_factory=dict)
     cones: dict[str, str] = field(default_factory=dict)  # tensor -> hash of all that it is computed from, see cones.py
+    first_look: dict[str, ChannelStatistics] = field(default_factory=dict)  # by cone, of a few feeds, see firstlook.py
     feeds: dict[int, str] = field(default_factory=dict)  # index -> hash
     skipped: dict[int, str] = field(default_factory=dict)  # index -> why it was left out
     kept: dict[str, Feed] = field(default_factory=dict)  # hash -> feed
@@ -129,11 +131,17 @@ class Calibration:
             "loudest": {digest: energy.hex() for digest, energy in self.energies.items()},
             "versions": self.versions,
             "tensors": [[name, self.cones.get(name, "")] for name in self.sketches],
+            "first_look": list(self.first_look),
         }
         arrays = {
             f"{k}/{part}": array
             for k, sketch in enumerate(self.sketches.values())
             for part, array in sketch.to_arrays().items()
+        }
+        first_look = {
+            f"{k}/{part}": array
+            for k, channels in enumerate(self.first_look.values())
+            for part, array in channels.to_arrays().items()
         }
         feeds = {f"{k}/{name}": array for k, (arrays, _) in enumerate(flats) for name, array in arrays.items()}
         buffer = io.BytesIO()
@@ -141,6 +149,7 @@ class Calibration:
             for name, content in {
                 "header.json": json.dumps(header, indent=1).encode(),
                 "sketches.npz": _npz(arrays),
+                "first_look.npz": _npz(first_look),
                 "feeds.npz": _npz(feeds),
             }.items():  # without the time, so that equal statistics are equal files
                 archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
@@ -156,10 +165,11 @@ class Calibration:
                     raise CalibrationError(
                         f"{path} has schema {header['schema']}, this onnxq reads {SCHEMA}; calibrate again"
                     )
-                arrays = _parts(archive.read("sketches.npz"))
+                arrays, looks = (_parts(archive.read(name)) for name in ("sketches.npz", "first_look.npz"))
                 feeds, sequences = _parts(archive.read("feeds.npz")), header.get("sequences", {})
             return cls(
                 sketches={name: TensorSketch.from_arrays(arrays[k]) for k, (name, _) in enumerate(header["tensors"])},
+                first_look={cone: ChannelStatistics.from_arrays(looks[k]) for k, cone in enumerate(header["first_look"])},
                 cones={name: cone for name, cone in header["tensors"] if cone},
                 kept={d: whole(feeds.get(k, {}), sequences.get(str(k), {})) for k, d in enumerate(header["kept"])},
                 probe_hashes=header["probes"],

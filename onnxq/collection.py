@@ -29,6 +29,7 @@ from onnxq import runtime
 from onnxq.blocks import Blocks
 from onnxq.calibration import Calibration, hash_of_feed
 from onnxq.data import Sample
+from onnxq.equalization import Scaled, known_as
 from onnxq.errors import CalibrationError, OutputError, RecipeError
 from onnxq.executors import end_if_stuck
 from onnxq.exposure import Exposed
@@ -87,31 +88,41 @@ class Job:
     threads: int
     on_nonfinite: Nonfinite
     custom_op_libraries: tuple[str, ...] = ()  # without which no session of the model is made
+    scaled: Mapping[str, Scaled] = field(default_factory=dict)  # those of the tensors that are computed from others
 
     def empty(self) -> Calibration:
         return Calibration(sketches={name: TensorSketch(axis) for name, axis in self.axes.items()})
 
 
 def collect(
-    proto: onnx.ModelProto, axes: Axes, samples: Iterable[Sample], how: Collecting | None = None, *, total: int | None = None
+    proto: onnx.ModelProto,
+    axes: Axes,
+    samples: Iterable[Sample],
+    how: Collecting | None = None,
+    *,
+    total: int | None = None,
+    scaled: Mapping[str, Scaled] | None = None,
+    among: Iterable[str] = (),
 ) -> Calibration:
-    """Sketches of the tensors over the samples.
+    """Sketches of the tensors over the samples; those that `scaled` tells of are no tensors of the model.
 
+    `among` are all tensors of it that are sketched at one time or another: so the runtime optimizes it the same each time.
     Raises CalibrationError, with tensor and sample, at the first NaN or infinity, unless `how` says otherwise. An error or
     an interrupt carries what was collected until then as its attribute `partial`.
     """
     how = how or Collecting()
     lanes, threads = lanes_here(how.threads, total) if how.executor is None else (1, how.threads)
-    how = replace(how, threads=threads)
+    how, scaled = replace(how, threads=threads), scaled or {}
+    together = computed(dict.fromkeys([*among, *axes]), scaled)
     groups: Sequence[Axes] = [axes]
     if how.memory_limit is not None:
-        groups = grouped(proto, axes, next(iter(samples)), how.memory_limit // lanes)
+        groups = grouped(proto, axes, scaled, next(iter(samples)), how.memory_limit // lanes)
     left_out = dict(how.left_out)
     while True:
         found, again = Calibration(source_hash=how.source_hash), False
         for k, group in enumerate(groups):
             try:
-                part = _read(proto, group, axes, samples, how, total, left_out, lanes)
+                part = _read(proto, group, together, scaled, samples, how, total, left_out, lanes)
             except BaseException as stop:
                 if len(groups) > 1:
                     stop.partial = None  # type: ignore[attr-defined]  # it lacks tensors of other groups
@@ -140,9 +151,15 @@ def lanes_here(threads: int, total: int | None) -> tuple[int, int]:
     return lanes, threads or cores // lanes
 
 
-def grouped(proto: onnx.ModelProto, axes: Axes, sample: Sample, limit: int) -> list[Axes]:
+def computed(names: Iterable[str], scaled: Mapping[str, Scaled]) -> list[str]:
+    """The tensors that the model has to give for these."""
+    return list(dict.fromkeys(scaled[name].of if name in scaled else name for name in names))
+
+
+def grouped(proto: onnx.ModelProto, axes: Axes, scaled: Mapping[str, Scaled], sample: Sample, limit: int) -> list[Axes]:
     """The tensors in groups of at most `limit` bytes for this sample, in their order; at least one tensor in each."""
-    sizes = runtime.sizes_of(proto, axes, sample.feed)
+    known = runtime.sizes_of(proto, computed(axes, scaled), sample.feed)
+    sizes = {name: known[scaled[name].of if name in scaled else name] for name in axes}
     groups: list[dict[str, int | None]] = [{}]
     filled = 0
     for name, axis in axes.items():
@@ -157,7 +174,8 @@ def grouped(proto: onnx.ModelProto, axes: Axes, sample: Sample, limit: int) -> l
 def _read(
     proto: onnx.ModelProto,
     axes: Axes,
-    among: Iterable[str],
+    together: Iterable[str],
+    scaled: Mapping[str, Scaled],
     samples: Iterable[Sample],
     how: Collecting,
     total: int | None,
@@ -167,10 +185,11 @@ def _read(
     """Read the samples once for these tensors, on from where a checkpoint ends."""
     digest = ""
     if how.checkpoint is not None or how.executor is not None:  # others tell by it whether they know the job
-        what = f"{dict(axes)} {list(among)} {sorted(left_out)} {how.threads} {how.on_nonfinite}"
+        what = f"{dict(axes)} {list(together)} {dict(scaled)} {sorted(left_out)} {how.threads} {how.on_nonfinite}"
         digest = hashlib.sha256(f"{hash_of_model(proto)} {what}".encode()).hexdigest()[:16]
     public, libraries = tuple(o.name for o in proto.graph.output), tuple(runtime.custom_op_libraries)
-    job = Job(digest, dict(axes), tuple(among), public, how.threads, how.on_nonfinite, libraries)
+    apart = {name: scaled[name] for name in axes if name in scaled}
+    job = Job(digest, dict(axes), tuple(together), public, how.threads, how.on_nonfinite, libraries, apart)
     keeper = _Keeper(job, how, total, left_out)
     todo = keeper.unread((k, sample) for k, sample in enumerate(samples) if k not in left_out)
     try:
@@ -254,13 +273,15 @@ class Collector:
         self.job = job
         # threads of the runtime that wait busily would hold up those that sketch
         quiet = {} if job.threads == 1 else {"session.intra_op.allow_spinning": "0"}
-        self._session = Exposed(model, job.axes, among=job.among, threads=job.threads, config=quiet)
+        wanted = computed(job.axes, job.scaled)
+        self._session = Exposed(model, wanted, among=job.among, threads=job.threads, config=quiet)
         self._inputs = {i.name for i in self._session.inputs}
 
     def add(self, index: int, sample: Sample, into: Calibration) -> None:
         """Run the model on a sample and count what it makes, all of it or nothing. Several threads may do so at once."""
         outputs = self._session.run(sample.feed, sample.where)
         values = {**outputs, **{n: a for n, a in sample.feed.items() if n in self._inputs}}
+        values |= {name: scaled.value(values[scaled.of]) for name, scaled in self.job.scaled.items()}
         names = [n for n in into.sketches if isinstance(v := values[n], Blocks) or (v.dtype.kind == "f" and v.size)]
         sketches = [into.sketches[n] for n in names]
         arrays = [sketch.countable(values[n]) for n, sketch in zip(names, sketches, strict=True)]
@@ -273,7 +294,7 @@ class Collector:
                 sketch.drop(array)
             k = finite.index(False)
             what = "NaN" if np.isnan(_plain(arrays[k])).any() else "infinity"
-            why = f"{what} in tensor {names[k]} at {sample.where} (sample {index})"
+            why = f"{what} in tensor {known_as(names[k])} at {sample.where}"
             if self.job.on_nonfinite == "error":
                 raise CalibrationError(
                     f"{why}: no range represents it; check the data and its preprocessing, or give --on-nonfinite skip to "

@@ -7,7 +7,7 @@ statistics stay usable where another recipe or target changes the graph elsewher
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -16,17 +16,24 @@ from onnxq.proto import folder_of
 from onnxq.store import content_of
 
 
-def cones_of(proto: onnx.ModelProto) -> dict[str, str]:
+def cone_of_scaled(cone: str, factors: Sequence[float]) -> str:
+    """The cone of a tensor of this cone with its channels divided by factors, however that is done."""
+    return _hash("scaled", cone, *(float(factor).hex() for factor in factors))
+
+
+def cones_of(proto: onnx.ModelProto, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """The cone of every tensor of the main graph.
 
     A cone is SHA-256 over a node's op, the version of it that the model's opset means, its attributes and the cones of its
     inputs; over the content of a constant; over the name and type of an input. A body counts by the cones of its outputs.
+    Those that are `known` are taken as they are, and what is computed from these tensors goes by them.
     """
-    return _Hashing(proto).of_graph(proto.graph, {})
+    return _Hashing(proto, known or {}).of_graph(proto.graph, {})
 
 
 class _Hashing:
-    def __init__(self, proto: onnx.ModelProto) -> None:
+    def __init__(self, proto: onnx.ModelProto, known: Mapping[str, str]) -> None:
+        self._known = known
         self._folder = folder_of(proto)
         self._opsets = {o.domain: o.version for o in proto.opset_import}
         self._functions = {(f.domain, f.name): f.SerializeToString(deterministic=True) for f in proto.functions}
@@ -51,7 +58,7 @@ class _Hashing:
             whole = _hash("node", *parts)
             for k, name in enumerate(node.output):
                 if name:
-                    found[name] = _hash("output", whole, str(k))
+                    found[name] = (not outer and self._known.get(name)) or _hash("output", whole, str(k))
         return found
 
     def _op(self, node: onnx.NodeProto) -> bytes:

@@ -23,7 +23,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -48,16 +48,27 @@ class Sample:
     where: str
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What gives the samples as they are stored, from the first on each time, and how many there are, if that is known.
+
+    A source that comes once is read while the samples are pulled for the first time.
+    """
+
+    read: Callable[[], Iterator[Sample]]
+    length: int | None
+    comes_once: bool = False
+
+
 class Samples:
     """A sequence of samples that can be read any number of times; each is checked against the model's inputs."""
 
-    def __init__(
-        self, read: Callable[[], Iterator[Sample]], inputs: Sequence[TensorInfo], length: int | None, limit: int | None
-    ) -> None:
+    def __init__(self, opened: Opened, inputs: Sequence[TensorInfo], limit: int | None = None) -> None:
         if limit is not None and limit < 1:
             raise DataError(f"at most {limit} samples are asked for; at least one is needed")
-        self._read, self._inputs, self._limit = read, inputs, limit
-        self.length = length if limit is None else limit if length is None else min(length, limit)
+        self._read, self._inputs, self._limit = opened.read, inputs, limit
+        self.length = opened.length if limit is None else limit if opened.length is None else min(opened.length, limit)
+        self.comes_once = opened.comes_once
 
     def raw(self) -> Iterator[Sample]:
         """The samples as they are stored."""
@@ -66,7 +77,8 @@ class Samples:
     def without(self, indices: Collection[int]) -> Samples:
         """The same but for those of these indices."""
         left = None if self.length is None else self.length - len(indices)
-        return Samples(lambda: (s for k, s in enumerate(self.raw()) if k not in indices), self._inputs, left, None)
+        opened = Opened(lambda: (s for k, s in enumerate(self.raw()) if k not in indices), left, self.comes_once)
+        return Samples(opened, self._inputs)
 
     def __iter__(self) -> Iterator[Sample]:
         empty = True
@@ -88,12 +100,12 @@ def open_samples(
 ) -> Samples:
     """Samples for a model with these inputs. Raises DataError where the source is of no known kind or does not exist."""
     if isinstance(source, Samples):
-        return Samples(source.raw, inputs, source.length, limit)
-    if isinstance(source, (str, Path)):
-        read, length = _open_path(str(source), inputs, images or ImageOptions())
+        opened = Opened(source.raw, source.length, source.comes_once)
+    elif isinstance(source, (str, Path)):
+        opened = _open_path(str(source), inputs, images or ImageOptions())
     else:
-        read, length = _open_object(source, _sequences(inputs))
-    return Samples(read, inputs, length, limit)
+        opened = _open_object(source, _sequences(inputs))
+    return Samples(opened, inputs, limit)
 
 
 def fed_back(samples: Samples, session: Session, states: Mapping[str, str], inputs: Sequence[TensorInfo]) -> Samples:
@@ -128,7 +140,7 @@ def fed_back(samples: Samples, session: Session, states: Mapping[str, str], inpu
             state = {name: results[output] for output, name in states.items() if results[output] is not None}
             yield full
 
-    return Samples(read, inputs, samples.length, None)
+    return Samples(Opened(read, samples.length, samples.comes_once), inputs)
 
 
 def check(sample: Sample, inputs: Sequence[TensorInfo]) -> None:
@@ -170,9 +182,6 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     return len(shape) == len(wanted) and all(w is None or s == w for s, w in zip(shape, wanted, strict=True))
 
 
-Opened = tuple[Callable[[], Iterator[Sample]], int | None]
-
-
 def _open_path(text: str, inputs: Sequence[TensorInfo], images: ImageOptions) -> Opened:
     path = Path(text)
     if text and path.is_dir():
@@ -195,17 +204,17 @@ def _open_folder(folder: Path, inputs: Sequence[TensorInfo], images: ImageOption
     feeds = sorted(folder.glob("*.npz"))
     if feeds:
         names = _sequences(inputs)
-        return (lambda: (Sample(_gathered(_load_npz(f), names), None, f.name) for f in feeds)), len(feeds)
+        return Opened(lambda: (Sample(_gathered(_load_npz(f), names), None, f.name) for f in feeds), len(feeds))
     sets = sorted(p for p in folder.glob("test_data_set_*") if p.is_dir())
     if not sets and (folder / "input_0.pb").is_file():
         sets = [folder]
     if sets:
-        return (lambda: (_load_protos(s, inputs) for s in sets)), len(sets)
+        return Opened(lambda: (_load_protos(s, inputs) for s in sets), len(sets))
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if files:
         read = open_images(folder, files, inputs, images)
         name = inputs[0].name
-        return (lambda: (Sample({name: x}, label, where) for x, label, where in read())), len(files)
+        return Opened(lambda: (Sample({name: x}, label, where) for x, label, where in read()), len(files))
     raise DataError(f"{folder} holds no .npz feeds, no test_data_set_* folders and no images; {HOW}")
 
 
@@ -298,7 +307,7 @@ def _stacked(arrays: dict[str, np.ndarray], where: str, inputs: Sequence[TensorI
             feed = {name: array[part] if array.ndim else array for name, array in arrays.items()}
             yield Sample(_gathered(feed, names), None, f"{where}[{part.start}]")
 
-    return read, total
+    return Opened(read, total)
 
 
 def _load_protos(folder: Path, inputs: Sequence[TensorInfo]) -> Sample:
@@ -346,13 +355,13 @@ def load_function(text: str) -> Callable[..., Any]:
 
 def _open_named(text: str, sequences: frozenset[str]) -> Opened:
     with _blamed(text):
-        read, length = _open_object(_named(text), sequences)
+        opened = _open_object(_named(text), sequences)
 
     def guarded() -> Iterator[Sample]:
         with _blamed(text):
-            yield from read()
+            yield from opened.read()
 
-    return guarded, length
+    return replace(opened, read=guarded)
 
 
 def _named(text: str) -> Any:
@@ -396,7 +405,7 @@ def _open_object(source: Any, sequences: frozenset[str]) -> Opened:
     if hasattr(source, "get_next") and not isinstance(source, type):
         return _spooled(iter(source.get_next, None), sequences)
     if callable(source):  # called anew for each reading
-        return (lambda: (_as_sample(item, k, sequences) for k, item in enumerate(_iterable(source())))), None
+        return Opened(lambda: (_as_sample(item, k, sequences) for k, item in enumerate(_iterable(source()))), None)
     if isinstance(source, Iterator):
         return _spooled(source, sequences)
     return _reiterable(source, sequences)
@@ -416,7 +425,7 @@ def _reiterable(source: Any, sequences: frozenset[str]) -> Opened:
         length = len(source)
     except (TypeError, NotImplementedError):  # has no length, or says so only when asked
         length = None
-    return (lambda: (_as_sample(item, k, sequences) for k, item in enumerate(feeds))), length
+    return Opened(lambda: (_as_sample(item, k, sequences) for k, item in enumerate(feeds)), length)
 
 
 def _as_sample(item: Any, k: int, sequences: frozenset[str]) -> Sample:
@@ -471,4 +480,4 @@ def _spooled(source: Iterator[Any], sequences: frozenset[str]) -> Opened:
             k += 1
 
     weakref.finalize(read, shutil.rmtree, folder, ignore_errors=True)
-    return read, None
+    return Opened(read, None, comes_once=True)

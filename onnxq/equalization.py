@@ -8,17 +8,49 @@ ranges are those of the activations). Factors are powers of two, so that the flo
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from onnxq.blocks import Blocks
 from onnxq.graph import Constant, Graph, Node, Tensor, Variable, input_at, value
-from onnxq.model import EQUALIZED
+from onnxq.passmanager import Pass
 from onnxq.sketch import ChannelStatistics
 
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)  # of the range, tried in turn: how much of the disparity goes into the weights
+EQUALIZED = "_equalized"  # at the end of the name of a tensor with its channels evened out
 FAINT = 1e-3  # of the mean signal, below which a channel counts less
 SMALLEST = 2.0**-6  # a channel that was hardly used in calibration may be used more later
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A tensor that need not be computed: it is another one, `of`, with its channels (axis 1) times `factors` (C,)."""
+
+    of: str
+    factors: tuple[float, ...]
+
+    def value(self, other: np.ndarray | Blocks) -> np.ndarray | Blocks:
+        """It, where the other one is this."""
+        factors = np.array(self.factors, np.float32)
+        if isinstance(other, Blocks):
+            return other.times(factors)
+        return other * factors.reshape(-1, *[1] * (other.ndim - 2))
+
+
+class Equalizing(Pass):
+    """A pass that evens out channels, by Model.channels, and tells in Model.scaled of the tensors that it takes away."""
+
+    @abstractmethod
+    def looked_at(self, graph: Graph) -> set[str]:
+        """The tensors whose statistics it may ask for."""
+
+
+def known_as(name: str) -> str:
+    """The name by which the user knows a tensor: equalizing gives it another."""
+    return name.removesuffix(EQUALIZED)
 
 
 def conv_readers(graph: Graph, tensor: Tensor) -> list[Node] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.collection import Collecting
+from onnxq.equalization import Scaled, known_as
 from onnxq.errors import PassError
 from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds
 from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantType, as_type
@@ -19,11 +20,11 @@ PER_CHANNEL_OPSET = 13
 WIDE_OPSET = 21
 DYNAMIC_OPSET = 11  # the first that has DynamicQuantizeLinear
 LONGEST_BASE = 16
-EQUALIZED = "_equalized"
 
 if TYPE_CHECKING:
     from onnxq.calibration import Calibration
     from onnxq.data import Samples
+    from onnxq.sketch import ChannelStatistics
     from onnxq.target import Target
 
 
@@ -126,7 +127,10 @@ class Model:
     ledger: dict[str, Entry] = field(default_factory=dict)
     calibration: Calibration | None = None
     cones: dict[str, str] = field(default_factory=dict)  # by tensor, of the float model: by them statistics are known again
-    evened_out: frozenset[str] = frozenset()  # tensors that even out channels, as a first look at the activations says
+    channels: Mapping[str, ChannelStatistics] = field(default_factory=dict)  # by which they are evened out
+    scaled: dict[str, Scaled] = field(default_factory=dict)  # what evening out took away: each is another tensor, scaled
+    observed_too: dict[str, int | None] = field(default_factory=dict)  # of these, those to sketch, with their channel axis
+    evened_out: frozenset[str] = frozenset()  # tensors that evening out made
     reference: Graph | None = None
     samples: Samples | None = None
     collecting: Collecting = field(default_factory=Collecting)
@@ -155,6 +159,9 @@ class Model:
             ledger=dict(self.ledger),
             calibration=self.calibration,
             cones=self.cones,
+            channels=self.channels,
+            scaled=dict(self.scaled),
+            observed_too=self.observed_too,
             evened_out=self.evened_out,
             reference=self.reference,
             samples=self.samples,
@@ -313,11 +320,6 @@ class Model:
     def compute_nodes(self) -> Iterator[Node]:
         """The nodes that can start an integer region on the target: Conv, MatMul, Gemm."""
         yield from self.graph.find(*self.target.compute)
-
-
-def known_as(name: str) -> str:
-    """The name by which the user knows a tensor: equalizing gives it another."""
-    return name.removesuffix(EQUALIZED)
 
 
 def short_name(name: str) -> str:

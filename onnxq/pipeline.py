@@ -19,11 +19,13 @@ from onnxq.errors import RecipeError, nearest
 from onnxq.files import check_writable
 from onnxq.images import ImageOptions
 from onnxq.outcome import compare, report_on
+from onnxq.passes.observe.collect_statistics import observed_tensors
 from onnxq.preparation import counted, passes_of, prepare
 from onnxq.ranges import load as load_ranges
 from onnxq.recipe import Recipe
 from onnxq.recipe import load as load_recipe
 from onnxq.report import Report
+from onnxq.sketch import ChannelStatistics
 from onnxq.source import load_any, save
 from onnxq.stages import PLACE
 from onnxq.target import load as load_target
@@ -174,13 +176,20 @@ def calibrate(
         source, data, chosen, max_samples=max_samples, images=images, threads=threads, collecting=how, feedback=feedback,
         progress=progress,
     )  # fmt: skip
+    first_look = {}
     try:
-        placed = equalize(prepared, chosen)[0].fork()
-        prepared.manager.run(placed, passes_of((*PLACE, p.CollectStatistics), chosen))
+        evened = equalize(prepared, chosen)[0]
+        plain, placed = prepared.model.fork(), evened.fork()
+        prepared.manager.run(plain, passes_of(PLACE, chosen))
+        prepared.manager.run(placed, passes_of(PLACE, chosen))
+        placed.observed_too = {n: axis for n, axis in observed_tensors(plain).items() if n in evened.scaled}
+        first_look = {evened.cones[name]: channels for name, channels in evened.channels.items()}
+        prepared.manager.run(placed, passes_of([p.CollectStatistics], chosen))
     except KeyboardInterrupt as stop:
-        _say_what_is_kept(stop, how, out)
+        _say_what_is_kept(stop, how, out, first_look)
         raise
     assert placed.calibration is not None
+    placed.calibration.first_look = first_look
     if out is not None:
         placed.calibration.save(out)
     how.clear()
@@ -203,10 +212,13 @@ def _collecting(
     return Collecting(on_nonfinite=on_nonfinite, memory_limit=memory_limit, checkpoint=folder, executor=executor)  # type: ignore[arg-type]
 
 
-def _say_what_is_kept(stop: KeyboardInterrupt, how: Collecting, out: Path | None) -> None:
+def _say_what_is_kept(
+    stop: KeyboardInterrupt, how: Collecting, out: Path | None, first_look: dict[str, ChannelStatistics]
+) -> None:
     """Write what was collected until an interrupt, a calibration of fewer samples, beside where the whole would go."""
     partial, kept = getattr(stop, "partial", None), []
     if partial is not None and partial.feeds and out is not None:
+        partial.first_look = first_look
         path = out.with_name(f"{out.stem}.partial{out.suffix}")
         partial.save(path)
         kept.append(f"the statistics of {partial.samples} samples are in {path}, for quantize --calibration")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from onnxq.store import hash_of_model, size_of
 from onnxq.target import load as load_target
 
 Progress = Callable[[str, int, int | None], None]
+P = TypeVar("P", bound=Pass)
 
 
 @dataclass
@@ -120,9 +121,9 @@ def prepare(
     return Prepared(source, digest, model, manager, records, inputs, device, size, stream, dump_dir=dumps)
 
 
-def passes_of(kinds: Sequence[type[Pass]], recipe: Recipe) -> list[Pass]:
+def passes_of(kinds: Sequence[type[P]], recipe: Recipe) -> list[P]:
     """The passes with the recipe's options; those that it leaves out are left out."""
-    made = []
+    made: list[P] = []
     for kind in kinds:
         options = recipe.options(kind.name)
         if options is None:

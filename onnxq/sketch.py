@@ -53,6 +53,19 @@ class ChannelStatistics:
     def mean(self) -> np.ndarray:
         return self.total.values() / max(1, self.count)
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Plain arrays that hold all of it; `from_arrays` is the way back."""
+        return {
+            "channel_range": np.stack([self.minimum, self.maximum]),
+            "channel_totals": self.total.carried(),
+            "channel_count": np.array([self.count], np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ChannelStatistics:
+        low, high = arrays["channel_range"]
+        return cls(low, high, ExactSum(arrays["channel_totals"].copy()), int(arrays["channel_count"][0]))
+
     def add(self, extent: Extent, size: int) -> None:
         """Add an array of so many elements, all of which are finite and in the total already."""
         extent.widen(self.minimum, self.maximum)
@@ -264,18 +277,12 @@ class TensorSketch:
             "axis": np.array([0 if self.channel_axis is None else self.channel_axis], np.int64),
         }
         if self.channels is not None and self.channels.count:
-            arrays["channel_range"] = np.stack([self.channels.minimum, self.channels.maximum])
-            arrays["channel_totals"] = self.channels.total.carried()
-            arrays["channel_count"] = np.array([self.channels.count], np.int64)
+            arrays |= self.channels.to_arrays()
         return arrays
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> TensorSketch:
-        channels = None
-        if "channel_totals" in arrays:
-            low, high = arrays["channel_range"]
-            total = ExactSum(arrays["channel_totals"].copy())
-            channels = ChannelStatistics(low, high, total, int(arrays["channel_count"][0]))
+        channels = ChannelStatistics.from_arrays(arrays) if "channel_totals" in arrays else None
         nan_count, inf_count, has_axis = (int(v) for v in arrays["counts"])
         pages = Pages()
         for page, row in zip(arrays["page_ids"], arrays["pages"], strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxq import passes as p
+from onnxq.equalization import Equalizing
 from onnxq.passmanager import Pass
 
 # What undoes a quantization that the model came with; once, before all else. The ranges are kept in Model.trained.
@@ -47,7 +48,7 @@ FLOAT: tuple[type[Pass], ...] = (
     p.FuseConvAffine,
     p.FoldBatchnorm,
 )
-EQUALIZE: tuple[type[Pass], ...] = (  # float passes too, and proved; once, after a first look at the activations
+EQUALIZE: tuple[type[Equalizing], ...] = (  # float passes too, and proved; once, after a first look at a few samples
     p.EqualizeLayers,
     p.EqualizeGates,
 )

@@ -46,7 +46,7 @@ def test_the_observed_tensors_are_sketched() -> None:
 def test_nonfinite_activations_name_tensor_and_sample(value: float, word: str) -> None:
     feeds = samples(3)
     feeds[1].feed["x"][0, 0] = value  # -1 under the square root
-    with pytest.raises(CalibrationError, match=rf"{word} in tensor [xb] at file 1 \(sample 1\)"):
+    with pytest.raises(CalibrationError, match=rf"{word} in tensor [xb] at file 1:"):
         collect(onnx.parser.parse_model(NET), {"x": None, "b": None}, feeds)
 
 

@@ -64,7 +64,7 @@ def test_threads_change_nothing(workers: int, content: Callable[[Calibration], b
 
 def test_groups_of_tensors_change_nothing(content: Callable[[Calibration], bytes]) -> None:
     feeds = samples()
-    assert len(grouped(NET, AXES, feeds[0], feeds[0].feed["x"].nbytes * 2)) == 2
+    assert len(grouped(NET, AXES, {}, feeds[0], feeds[0].feed["x"].nbytes * 2)) == 2
     alone = collect(NET, AXES, feeds, Collecting(threads=1))
     for limit in (1, feeds[0].feed["x"].nbytes * 2, 10**9):
         assert content(alone) == content(collect(NET, AXES, feeds, Collecting(threads=1, memory_limit=limit)))
@@ -302,7 +302,7 @@ def test_a_spoilt_sample_is_left_out_whole(
         how = Collecting(threads=1, on_nonfinite="skip", executor=pool if workers else None, memory_limit=limit)
         found = collect(NET, AXES, spoilt(7, value), how)
     what = "NaN" if np.isnan(value) else "infinity"
-    assert found.skipped == {7: f"{what} in tensor x at file 7 (sample 7)"}
+    assert found.skipped == {7: f"{what} in tensor x at file 7"}
     assert found.samples == 39
     assert f"1 samples were left out, the first for {what} in tensor x" in found.notes[0]
     sound = [(k, s) for k, s in enumerate(samples()) if k != 7]

@@ -7,17 +7,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.equalization import choose_factors, conv_readers, evened, scale_inputs, scale_outputs
-from onnxq.graph import Node, Tensor
+from onnxq.equalization import Equalizing, Scaled, choose_factors, conv_readers, evened, scale_inputs, scale_outputs
+from onnxq.graph import Graph, Node, Tensor
 from onnxq.model import Model
-from onnxq.passmanager import Pass
 from onnxq.streams import has_constant_parameters
 
 GATES = ("Sigmoid", "HardSigmoid")
 
 
 @dataclass(frozen=True)
-class EqualizeGates(Pass):
+class EqualizeGates(Equalizing):
     """Even out the channels between two Convs with a HardSwish or SiLU between them.
 
     Given:   %1 = Conv(%0, W, B);  %2 = HardSwish(%1);  %3 = Conv(%2, V)          statistics of %1 and %2 by channel
@@ -34,20 +33,21 @@ class EqualizeGates(Pass):
     gain: float = 0.8
     silu_gain: float = 0.25
 
+    def looked_at(self, graph: Graph) -> set[str]:
+        found = [(n.outputs[0], gated[2]) for n in graph.find("Conv") if (gated := _gated(graph, n.outputs[0]))]
+        return {t.name for x, result in found if conv_readers(graph, result) for t in (x, result)}
+
     def apply(self, model: Model) -> int:
-        if model.calibration is None:
-            return 0
         return sum(self._equalize(model, node) for node in model.graph.find("Conv"))
 
     def _equalize(self, model: Model, first: Node) -> bool:
         graph, x = model.graph, first.outputs[0]
-        gated = _gated(model, x)
-        if gated is None or model.calibration is None or not has_constant_parameters(first):
+        gated = _gated(graph, x)
+        if gated is None or not has_constant_parameters(first):
             return False
-        op, attrs, result = gated
+        op, attrs, result, old_gate = gated
         readers = conv_readers(graph, result)
-        found = [model.calibration.sketches.get(t.name) for t in (result, x)]
-        after, before = (s.channels if s is not None else None for s in found)
+        after, before = (model.channels.get(t.name) for t in (result, x))
         if readers is None or after is None or before is None:
             return False
         gain = self.silu_gain if op == "Sigmoid" else self.gain
@@ -71,22 +71,25 @@ class EqualizeGates(Pass):
         graph.insert("Mul", [scaled, gate], [product])
         for reader in readers:
             scale_inputs(graph, reader, product, factors)
+        by = tuple(factors)
+        model.scaled |= {x.name: Scaled(scaled.name, by), result.name: Scaled(product.name, by)}
+        if old_gate is not None:
+            model.scaled[old_gate.name] = Scaled(gate.name, (1.0,) * len(factors))
         graph.cleanup()
         return True
 
 
-def _gated(model: Model, x: Tensor) -> tuple[str, dict[str, float], Tensor] | None:
-    """(op, attributes) of the gate g and the tensor x g(x), where nothing else reads x or the gate."""
-    graph = model.graph
+def _gated(graph: Graph, x: Tensor) -> tuple[str, dict[str, float], Tensor, Tensor | None] | None:
+    """(op, attributes) of the gate g, the tensor x g(x), and g(x) if that is one, where nothing else reads x or the gate."""
     if graph.is_captured(x):
         return None
     readers = [n for n, _ in graph.readers(x)]
     if len(readers) == 1 and readers[0] is not None and readers[0].op == "HardSwish" and not readers[0].domain:
-        return "HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, readers[0].outputs[0]
+        return "HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, readers[0].outputs[0], None
     if len(readers) != 2 or None in readers:
         return None
     gates = [n for n in readers if n is not None and n.op in GATES and not n.domain]
     products = [n for n in readers if n is not None and n.op == "Mul" and not n.domain]
     if len(gates) != 1 or len(products) != 1 or graph.sole_consumer(gates[0].outputs[0]) is not products[0]:
         return None
-    return gates[0].op, dict(gates[0].attrs), products[0].outputs[0]
+    return gates[0].op, dict(gates[0].attrs), products[0].outputs[0], gates[0].outputs[0]

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxq.equalization import choose_factors, evened, scale_inputs, scale_outputs
+from onnxq.equalization import Equalizing, Scaled, choose_factors, evened, scale_inputs, scale_outputs
+from onnxq.graph import Graph
 from onnxq.model import Model
-from onnxq.passmanager import Pass
-from onnxq.sketch import ChannelStatistics
 from onnxq.streams import Stream, stream_of
 
 
 @dataclass(frozen=True)
-class EqualizeLayers(Pass):
+class EqualizeLayers(Equalizing):
     """Even out the channels between Convs: along a Relu, a pool, and all residual sums that have to be scaled together.
 
     Given:   %1 = Conv(%0, W, B);  %2 = Relu(%1);  %3 = Conv(%2, V)          statistics of %2 by channel
@@ -25,12 +24,13 @@ class EqualizeLayers(Pass):
     name: ClassVar[str] = "equalize-layers"
     gain: float = 0.8
 
+    def looked_at(self, graph: Graph) -> set[str]:
+        return {name for node in graph.find("Conv") if (s := stream_of(graph, node.outputs[0])) for name in s.tensors}
+
     def apply(self, model: Model) -> int:
-        if model.calibration is None:
-            return 0
         seen, rewrites = set[str](), 0
         for node in list(model.graph.find("Conv")):
-            if node.outputs[0].name in seen:
+            if node.outputs[0].name in seen or not model.channels:
                 continue
             stream = stream_of(model.graph, node.outputs[0])
             if stream is not None:
@@ -45,7 +45,7 @@ class EqualizeLayers(Pass):
         if model.trained.keys() & {*stream.tensors, *(n.inputs[1].name for n in nodes)}:
             model.refuse(first, "its ranges came with the model")
             return False
-        seen = {name: s for name in stream.tensors if (s := _channels(model, name)) is not None}
+        seen = {name: model.channels[name] for name in stream.tensors if name in model.channels}
         if not seen or any(r.inputs[0].name not in seen for r in stream.readers):
             return False
         factors = choose_factors(list(seen.values()), [(r, seen[r.inputs[0].name]) for r in stream.readers], gain=self.gain)
@@ -60,9 +60,5 @@ class EqualizeLayers(Pass):
             graph.rewire(node, inputs=inputs, outputs=[new[node.outputs[0].name]])
         for reader in stream.readers:
             scale_inputs(graph, reader, new[reader.inputs[0].name], factors)
+        model.scaled |= {name: Scaled(tensor.name, tuple(factors)) for name, tensor in new.items()}
         return True
-
-
-def _channels(model: Model, tensor: str) -> ChannelStatistics | None:
-    sketch = model.calibration.sketches.get(tensor) if model.calibration else None
-    return None if sketch is None else sketch.channels

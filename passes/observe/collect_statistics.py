@@ -21,7 +21,8 @@ class CollectStatistics(Pass):
     """Run the samples through the float model and sketch every tensor that a spec observes.
 
     Given:   specs: %1 observed, %2 shared with %1, W observed (a constant)
-    Result:  the graph unchanged; sketches: %1, with per-channel statistics where a Conv, MatMul or Gemm reads it
+    Result:  the graph unchanged; sketches: %1, with per-channel statistics where a Conv, MatMul or Gemm reads it; for a
+             calibration also the tensors that evening out took away, which are others, scaled
     Refused: statistics were given from a file: only what they lack is collected, where there are samples; what a merged or
              interrupted calibration cannot hold, because channels are evened out anew, is seen on the feeds it keeps.
     """
@@ -29,14 +30,14 @@ class CollectStatistics(Pass):
     name: ClassVar[str] = "collect-statistics"
 
     def apply(self, model: Model) -> int:
-        wanted = observed_tensors(model)
+        wanted, tensors = {**observed_tensors(model), **model.observed_too}, model.graph.tensors()
         given, samples, total = model.calibration, model.samples, None if model.samples is None else model.samples.length
         missing = {n: axis for n, axis in wanted.items() if given is None or not given.holds(n, model.cones.get(n))}
         if given is not None and samples is not None:  # what was seen along another axis is seen again
-            ranks = {n: len(t.shape or ()) for n, t in model.graph.tensors().items()}
+            ranks = {n: len(t.shape or ()) for n, t in tensors.items()}
             missing |= {
                 n: axis for n, axis in wanted.items()
-                if n not in missing and axis is not None and given.sketches[n].along(axis, ranks[n]) is None
+                if n not in missing and axis is not None and given.sketches[n].along(axis, ranks.get(n, 0)) is None
             }  # fmt: skip
         if given is not None and not missing:
             return 0
@@ -54,7 +55,10 @@ class CollectStatistics(Pass):
                 f"{len(missing)} tensors were evened out anew, and seen only on the {total} feeds that the calibration keeps"
             ]
         try:
-            found = collect(model.graph.to_stored_proto(), missing, samples, how, total=total)
+            scaled = {n: model.scaled[n] for n in wanted if n not in tensors}
+            found = collect(
+                model.graph.to_stored_proto(), missing, samples, how, total=total, scaled=scaled, among=wanted
+            )  # fmt: skip
         except BaseException as stop:
             if given is not None:
                 stop.partial = given  # type: ignore[attr-defined]  # without what it lacks now

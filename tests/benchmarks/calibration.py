@@ -74,8 +74,9 @@ def run_onnxq(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], thread
         taken.append(time.perf_counter() - start)
         return found
 
-    def progress(_: str, count: int, __: int | None) -> None:
-        done.setdefault(count, time.perf_counter())
+    def progress(what: str, count: int, __: int | None) -> None:
+        if what == "calibrating":
+            done.setdefault(count, time.perf_counter())
 
     collect_statistics.collect = timed
     start = time.perf_counter()

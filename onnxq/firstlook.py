@@ -1,0 +1,111 @@
+"""A first look: statistics by channel of a few samples, by which channels are evened out before all samples are collected.
+
+The few are those of least checksum: as good as drawn by chance, and the same ones in whatever order the samples come. All
+samples are then collected on the network with its channels evened out, so that the model is run once on each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import reduce
+from zlib import crc32
+
+import numpy as np
+
+from onnxq import passes as p
+from onnxq.collection import collect
+from onnxq.data import Sample, Samples
+from onnxq.errors import CalibrationError
+from onnxq.feeds import Feed, flat, size_of, without_objects
+from onnxq.model import Model
+from onnxq.passes.observe.collect_statistics import observed_tensors
+from onnxq.preparation import Prepared, passes_of
+from onnxq.recipe import Recipe
+from onnxq.sketch import ChannelStatistics
+from onnxq.stages import EQUALIZE, PLACE
+
+FEW = 32
+FEWEST = 4  # however large they are
+MOST_BYTES = 1 << 28  # of all of them, beyond which they are fewer
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def look(prepared: Prepared, start: Model, recipe: Recipe) -> None:
+    """Fill `start.channels` with what the passes that even out may ask for.
+
+    It is of a few samples, or of what a calibration says that came from a file: of its own first look, or of all that it
+    has seen where it has none. A source that gives its samples once is collected whole before it is read again, as an
+    interrupt could lose what was read.
+    """
+    names = {name for one in passes_of(EQUALIZE, recipe) for name in one.looked_at(start.graph)}
+    if not names:
+        return
+    placed = start.fork()
+    prepared.manager.run(placed, passes_of(PLACE, recipe))
+    axes = {n: axis for n, axis in observed_tensors(placed).items() if n in names and axis is not None}
+    if start.calibration is not None:
+        start.channels = _known(start, axes)
+    elif start.samples is not None and start.samples.comes_once:
+        prepared.manager.run(placed, passes_of([p.CollectStatistics], recipe))
+        start.calibration = placed.calibration
+    missing = {n: axis for n, axis in axes.items() if n not in start.channels}
+    if missing and start.samples is not None:
+        start.channels = {**start.channels, **_seen(start, missing)}
+
+
+def _known(start: Model, axes: dict[str, int]) -> dict[str, ChannelStatistics]:
+    """What the calibration tells of these tensors."""
+    given, found = start.calibration, {}
+    assert given is not None
+    for name in axes:
+        cone = start.cones.get(name, "")
+        channels = given.first_look.get(cone)
+        if channels is None and not given.first_look and given.holds(name, cone):
+            channels = given.sketches[name].channels
+        if channels is not None:
+            found[name] = channels
+    return found
+
+
+def _seen(start: Model, axes: dict[str, int]) -> dict[str, ChannelStatistics]:
+    """What a few samples tell of these tensors."""
+    assert start.samples is not None
+    progress, how = start.progress, start.collecting
+    told = None if progress is None else lambda _, done, total: progress("first look", done, total)
+    try:
+        few = few_of(start.samples, progress)
+        how = replace(how, checkpoint=None, executor=None, progress=told)
+        found = collect(start.graph.to_stored_proto(), axes, few, how, total=len(few))
+    except CalibrationError:
+        if how.on_nonfinite == "skip":  # all of the few, which does not tell of the others
+            return {}
+        raise
+    except BaseException as stop:
+        stop.partial = start.calibration  # type: ignore[attr-defined]  # what the few tell is of no use alone
+        raise
+    channels = {name: sketch.channels for name, sketch in found.sketches.items()}
+    return {name: seen for name, seen in channels.items() if seen is not None and seen.count}
+
+
+def few_of(samples: Samples, progress: Progress | None = None) -> list[Sample]:
+    """At most FEW different ones of the samples, FEWEST where they are large: those of least checksum, in its order."""
+    few: dict[int, Sample] = {}
+    end = 1 << 32  # of the checksums: those from here on are not among the few of all samples, whatever comes
+    for k, sample in enumerate(samples):
+        if (checksum := _checksum(sample.feed)) < end:
+            few.setdefault(checksum, sample)
+        while len(few) > FEW or (len(few) > FEWEST and sum(size_of(s.feed) for s in few.values()) > MOST_BYTES):
+            end = max(few)
+            del few[end]
+        if progress is not None:
+            progress("reading", k + 1, samples.length)
+    return [few[checksum] for checksum in sorted(few)]
+
+
+def _checksum(feed: Feed) -> int:
+    """Of what is in it; several times as fast as a hash that nobody can forge."""
+    arrays, _ = flat(feed)
+    contents = (np.ascontiguousarray(without_objects(arrays[name])).data for name in sorted(arrays))
+    return reduce(lambda crc, content: crc32(content, crc), contents, 0)

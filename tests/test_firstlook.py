@@ -1,0 +1,163 @@
+"""firstlook.py: which samples are looked at first, and that what is collected does not depend on how the data comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import onnxq
+from onnxq import firstlook
+from onnxq.blocks import Blocks
+from onnxq.calibration import Calibration
+from onnxq.collection import Collector
+from onnxq.data import Sample, Samples, open_samples
+from onnxq.equalization import EQUALIZED, Scaled
+from onnxq.firstlook import FEW, FEWEST, few_of
+from onnxq.runtime import TensorInfo
+
+INPUTS = [TensorInfo("x", np.dtype(np.float32), (None,))]
+
+
+def samples_of(arrays: list[np.ndarray]) -> Samples:
+    return open_samples([{"x": array} for array in arrays], INPUTS)
+
+
+def values(few: list[Sample]) -> list[list[float]]:
+    return [sample.feed["x"].tolist() for sample in few]
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=100), seed=st.integers(0, 99), limit=st.integers(40, 4000))
+def test_the_few_are_the_same_whatever_the_order(lengths: list[int], seed: int, limit: int) -> None:
+    rng = np.random.default_rng(seed)
+    arrays = [rng.random(length, np.float32) for length in lengths]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(firstlook, "MOST_BYTES", limit)
+        few = values(few_of(samples_of(arrays)))
+        assert values(few_of(samples_of([arrays[k] for k in rng.permutation(len(arrays))]))) == few
+    assert min(len(arrays), FEWEST) <= len(few) <= FEW
+    assert len(few) <= FEWEST or 4 * sum(len(v) for v in few) <= limit
+    given_ = [a.tolist() for a in arrays]
+    assert all(v in given_ for v in few)
+
+
+def test_of_samples_that_are_alike_there_is_one() -> None:
+    arrays = [np.full(3, k % 5, np.float32) for k in range(200)]
+    assert len(few_of(samples_of(arrays))) == 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 3),
+    channels=st.integers(1, 19),
+    side=st.integers(1, 4),
+    lanes=st.sampled_from([4, 8, 16]),
+    seed=st.integers(0, 9),
+)
+def test_blocks_are_scaled_by_channel(n: int, channels: int, side: int, lanes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    padded = -(-channels // lanes) * lanes
+    blocks = Blocks.of(rng.standard_normal((n, padded, side, side)).astype(np.float32), channels, lanes)
+    scaled = Scaled("x", tuple(np.exp2(rng.integers(-6, 1, channels))))
+    got = scaled.value(blocks)
+    assert isinstance(got, Blocks)
+    expected = scaled.value(blocks.plain())
+    assert isinstance(expected, np.ndarray)
+    np.testing.assert_array_equal(got.plain(), expected)
+    np.testing.assert_array_equal(expected, blocks.plain() * np.array(scaled.factors, np.float32).reshape(-1, 1, 1))
+
+
+def feeds(models: Path, count: int = 60) -> list[dict[str, np.ndarray]]:
+    return [{"image": image[None].copy()} for image in np.load(models / "digits_calibration.npz")["image"][:count]]
+
+
+def test_what_is_collected_does_not_depend_on_how_the_samples_come(models: Path) -> None:
+    """Twice as many as are looked at first. Only the extremes of each sample know where it stands in the data."""
+    model, given_ = models / "inverted_residual.onnx", feeds(models)
+    order = np.random.default_rng(0).permutation(len(given_))
+    ways: list[Any] = [given_, iter(given_), lambda: iter(given_), [given_[k] for k in order]]
+    found = [onnxq.calibrate(model, way, threads=1) for way in ways]
+    assert any(name.endswith(EQUALIZED) for name in found[0].sketches)
+    for other in found[1:]:
+        assert other.cones == found[0].cones
+        assert other.first_look.keys() == found[0].first_look.keys()
+        for name, sketch in found[0].sketches.items():
+            one, two = sketch.to_arrays(), other.sketches[name].to_arrays()
+            assert all(np.array_equal(one[part], two[part]) for part in one if part != "series"), name
+
+
+def test_each_sample_is_run_once_and_the_few_twice(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[str] = []
+    add = Collector.add
+
+    def counted(self: Collector, index: int, sample: Sample, into: Calibration) -> None:
+        run.append(sample.where)
+        add(self, index, sample, into)
+
+    monkeypatch.setattr(Collector, "add", counted)
+    found = onnxq.calibrate(models / "inverted_residual.onnx", feeds(models), threads=1)
+    assert any(name.endswith(EQUALIZED) for name in found.sketches)
+    assert len(run) == 60 + FEW
+    assert set(run[FEW:]) == {f"sample {k}" for k in range(60)}
+
+
+def test_a_layer_that_is_evened_out_can_be_excluded_later_without_the_data(models: Path, tmp_path: Path) -> None:
+    model, path = models / "inverted_residual.onnx", tmp_path / "m.calib"
+    onnxq.calibrate(model, feeds(models), output=path)
+    found = Calibration.load(path)
+    evened = [name for name in found.sketches if name.endswith(EQUALIZED)]
+    assert evened
+    assert all(name.removesuffix(EQUALIZED) in found.sketches for name in evened)
+    for recipe in (None, "equalize-layers = false\nequalize-gates = false\n"):
+        text = "" if recipe is None else f"[passes]\n{recipe}"
+        (tmp_path / "r.toml").write_text(text)
+        for exclude in (None, evened[0].removesuffix(EQUALIZED)):
+            report = onnxq.quantize(
+                model, calibration=path, recipe=tmp_path / "r.toml", exclude=exclude, target="cpu", validate=False
+            )
+            assert report.samples == 60
+            assert not any("evened out anew" in note for note in report.notes)
+
+
+def test_an_interrupt_of_the_collection_leaves_what_channels_were_evened_out_by(models: Path, tmp_path: Path) -> None:
+    def interrupt(what: str, done: int, _: int | None) -> None:
+        if what == "calibrating" and done == 20:
+            raise KeyboardInterrupt
+
+    model = models / "inverted_residual.onnx"
+    with pytest.raises(KeyboardInterrupt, match="the statistics of"):
+        onnxq.calibrate(model, feeds(models), output=tmp_path / "m.calib", progress=interrupt)
+    found = Calibration.load(tmp_path / "m.partial.calib")
+    assert 20 <= found.samples < 60
+    assert found.first_look
+    report = onnxq.quantize(model, calibration=tmp_path / "m.partial.calib", target="cpu", validate=False)
+    assert not any("evened out anew" in note for note in report.notes)
+
+
+def test_an_interrupt_of_the_first_look_leaves_nothing(models: Path, tmp_path: Path) -> None:
+    def interrupt(what: str, done: int, _: int | None) -> None:
+        if what == "first look" and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        onnxq.calibrate(models / "residual.onnx", feeds(models), output=tmp_path / "m.calib", progress=interrupt)
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_that_are_left_out_do_not_hide_the_others(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that are looked at first hold NaN: nothing is evened out, and the rest is collected."""
+    given_ = feeds(models, 40)
+    monkeypatch.setattr(firstlook, "FEW", 4)
+    for sample in few_of(open_samples(given_, [TensorInfo("image", np.dtype(np.float32), (1, 1, 32, 32))])):
+        next(f for f in given_ if np.array_equal(f["image"], sample.feed["image"]))["image"][:] = np.nan
+    bad = [k for k, f in enumerate(given_) if np.isnan(f["image"]).any()]
+    monkeypatch.setattr(firstlook, "few_of", lambda samples, _: [s for k, s in enumerate(samples) if k in bad])
+    found = onnxq.calibrate(models / "residual.onnx", given_, on_nonfinite="skip", threads=1)
+    assert sorted(found.skipped) == bad
+    assert found.samples == 36
+    assert not found.first_look
