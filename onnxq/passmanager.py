@@ -99,12 +99,12 @@ class PassManager:
             kept = [p for p in passes if p.name not in left_out]
             history, records = self._run_to_fixed_point(subject, kept, 1 if once else MOST_ROUNDS)
             records += [PassRecord(name, 0, (), 0.0, why) for name, why in left_out.items()]
-            difference = self._prove(origin, subject)
+            difference = self._prove(origin, subject) if history else None
             if difference is None:
                 return subject, records
             itself = self._prove(origin, origin)
-            if itself is not None or not history:
-                return subject, [*records, PassRecord(UNPROVABLE, 0, (("model", itself or difference),), 0.0)]
+            if itself is not None:
+                return subject, [*records, PassRecord(UNPROVABLE, 0, (("model", itself),), 0.0)]
             guilty, why = self._bisect(origin, history, difference)
             left_out[guilty.name] = why
             subject = origin.fork()
