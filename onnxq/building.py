@@ -66,7 +66,7 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
     probes = start.calibration.probes if start.calibration is not None else []
     if start.target.measured and recipe.objective == "latency" and not start.target.simulated and probes:
         try:
-            best = fastest(best, variant, plain, _typical(probes), threads=start.threads or 1)
+            best = fastest(best, variant, plain, _typical(probes), threads=start.threads)
         except (ModelError, OSError, ValueError) as error:
             best = replace(best, note=f"Placements were not timed, so all is integer that can be: {error}.")
     model, prepared.unplaced, prepared.note, prepared.ranges_toml = best.model, best.unplaced, best.note, best.ranges_toml

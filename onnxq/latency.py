@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -89,8 +90,9 @@ def _times(
     models: Sequence[Any], feed: Mapping[str, np.ndarray], again: bool, threads: int, provider: str, **how: Any
 ) -> np.ndarray:
     """Milliseconds (rounds, 3) of float, float again, and quantized; `again`: by a second copy."""
-    sessions = [Session(m, threads=threads, provider=provider) for m in models]
-    sessions.insert(1, Session(models[0], threads=threads, provider=provider) if again else sessions[0])
+    make = partial(Session, threads=threads, provider=provider, config=runtime.TAKING_TURNS)
+    sessions = [make(m) for m in models]
+    sessions.insert(1, make(models[0]) if again else sessions[0])
     return runtime.time_paired([lambda s=s: s.run(feed) for s in sessions], **how)
 
 

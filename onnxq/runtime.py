@@ -38,6 +38,7 @@ LARGEST_IN_MEMORY = 1 << 24  # bytes of a model that is handed over as one messa
 SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ ")  # as in "/onnxruntime_src/onnxruntime/core/graph/graph.cc:1587 "
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 UNPACKED = {"session.disable_prepacking": "1"}  # no second copy of the weights, for a session that runs little
+TAKING_TURNS = {"session.force_spinning_stop": "1"}  # for the threads of a session that waits not to slow down the others
 UNKNOWN_OP = re.compile(r"Fatal error: (.+):(.+)\(-?\d+\) is not a registered function/op")
 EMULATED = {"session.disable_quant_qdq": "1"}  # Q and DQ run as they are written, in float: 32-bit-accumulating hardware
 
@@ -436,7 +437,7 @@ def kernel_times(models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int,
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         sessions = []
         for k, model in enumerate(models):
-            options = _options(threads, {})
+            options = _options(threads, TAKING_TURNS)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / str(k))
             try:

@@ -151,6 +151,33 @@ def test_a_part_wins_where_its_kernels_are_faster(shipped: tuple[Path, Path], mo
     assert any("are faster in float on this machine" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("part_is_faster", [False, True])
+def test_what_is_faster_on_one_thread_is_not_slower_than_float_on_all_cores(
+    part_is_faster: bool, shipped: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = onnxq.quantize(*shipped, max_samples=8, validate=False, objective="coverage")
+    convs = [n for n, e in whole.ledger.items() if e.op == "Conv"]
+    half = set(convs[: len(convs) // 2])
+
+    def faster(holder: fastest.Built, other: fastest.Built, _: Any, threads: int, __: float) -> fastest.Built:
+        kept = holder.model.planned & set(convs)
+        slow = threads == 0 and bool(kept) and not (part_is_faster and kept <= half)
+        return other if slow and not other.model.planned else holder
+
+    def worth(*given: Any) -> set[str]:
+        return half if given[-1] == 0 else set(given[0].model.planned)
+
+    monkeypatch.setattr(fastest.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(fastest, "_faster", faster)
+    monkeypatch.setattr(fastest, "_worth_it", worth)
+    report = onnxq.quantize(*shipped, max_samples=8, validate=False)
+    integer = {n for n, e in report.ledger.items() if e.op == "Conv" and e.is_integer}
+    assert integer == (half if part_is_faster else set())
+    assert any("slower on all cores" in note for note in report.notes) != part_is_faster
+    alone = onnxq.quantize(*shipped, max_samples=8, validate=False, threads=1)
+    assert {n for n, e in alone.ledger.items() if e.op == "Conv" and e.is_integer} == set(convs)
+
+
 def test_linear_layers_quantize_their_input_at_run_time_where_that_wins(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
