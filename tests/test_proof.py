@@ -48,6 +48,30 @@ def test_a_graph_that_does_not_run_is_found() -> None:
     assert "onnxruntime cannot load" in (prover(PROBES, 1)(model(), broken) or "")
 
 
+CHAOS = """<ir_version: 9, opset_import: ["" : 17]>
+net (float[1, 8] x) => (float[1, 8] y) <float big = {TIMES}, float half = {HALF}> {
+  [far] a = Mul (x, big)
+  [round] b = Sin (a)
+  [end] y = Mul (b, half)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("times", "change", "equal"), [(1e3, 1e-7, True), (1e3, 1e-4, False), (1.0, 1e-4, False), (1e6, 1e-2, False)]
+)
+def test_what_the_last_bit_of_the_inputs_changes_as_much_is_no_difference(times: float, change: float, equal: bool) -> None:
+    """The sine of a large number hangs on its last bits. More than a thousandth of the largest element is never let pass."""
+    text = CHAOS.replace("TIMES", str(times)).replace("HALF", "1.0")
+    before = Model(Graph.from_proto(onnx.parser.parse_model(text)), target.load("cpu"))
+    after = before.fork()
+    after.graph.set_input(
+        after.graph.find("Mul")[0], 1, after.graph.constant("big", np.array(times * (1 + change), np.float32))
+    )
+    probes = [{"x": np.linspace(0.5, 3.0, 8, dtype=np.float32)[None]}]
+    after.graph.find("Mul")[0].outputs[0].name = "elsewhere"  # it holds another value, and says so
+    assert (prover(probes, 1)(before, after) is None) == equal
+
+
 @pytest.mark.parametrize(
     ("a", "b", "words"),
     [
