@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from onnxq.costs import Prices
 from onnxq.graph import Graph, Node, Variable, is_float32
@@ -73,6 +71,9 @@ def cheapest(
 
 def _source_side(edges: Mapping[tuple[int, int], float], count: int) -> set[int]:
     """The nodes on the INTEGER side of a minimum cut."""
+    from scipy.sparse import csr_matrix  # slow to import, and only placing on this machine needs it
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
     starts, ends = np.array(list(edges)).T if edges else (np.empty(0, int), np.empty(0, int))
     costs = np.array(list(edges.values()))
     unit = max(costs[np.isfinite(costs)].sum(), 1e-9) / TOTAL

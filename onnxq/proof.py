@@ -97,18 +97,33 @@ def compare(expected: Any, got: Any, tolerance: float = FLOAT_TOLERANCE, slack: 
     if expected.size == 0:
         return None
     if expected.dtype.kind == "f":
+        difference, largest = _difference(expected, got)
+        if np.isfinite(difference) and np.isfinite(largest):
+            return _told(difference, largest, max(tolerance * largest, slack))
         finite = np.isfinite(expected)
         if not np.array_equal(expected[~finite], got[~finite], equal_nan=True) or not np.isfinite(got[finite]).all():
             return "is not finite in the same places"
-        a, b = expected[finite].astype(np.float64), got[finite].astype(np.float64)
-        difference, largest = np.abs(a - b).max(initial=0.0), np.abs(a).max(initial=0.0)
-        return (
-            None
-            if difference <= max(tolerance * largest, slack)
-            else f"differs by {difference:.3g}, and its largest element is {largest:.3g}"
-        )
+        difference, largest = _difference(expected[finite], got[finite])
+        return _told(difference, largest, max(tolerance * largest, slack))
     equal = float((expected == got).mean())
     return None if equal >= INTEGER_AGREEMENT else f"agrees in {equal:.1%} of its elements"
+
+
+def _difference(expected: np.ndarray, got: np.ndarray) -> tuple[float, float]:
+    """The largest difference and the largest magnitude that was expected; not finite where an element is not."""
+    if not expected.size:
+        return 0.0, 0.0
+    wide = np.promote_types(expected.dtype, np.float32)
+    a, b = expected.astype(wide, copy=False), got.astype(wide, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.subtract(a, b)
+        return float(np.abs(apart, out=apart).max()), float(max(a.max(), -a.min()))
+
+
+def _told(difference: float, largest: float, allowed: float) -> str | None:
+    if difference <= allowed:
+        return None
+    return f"differs by {difference:.3g}, and its largest element is {largest:.3g}"
 
 
 def dumper(folder: str | Path | None) -> Callable[[str, Model], None] | None:

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import onnx
-from scipy.special import ndtr
 
 from onnxq import runtime
 from onnxq.emulation import emulated
@@ -131,6 +130,8 @@ def _changed_labels(exact: Outputs, rounded: Outputs, names: Sequence[str], shar
     By the errors of a sample: those of two scores are taken for independent and normal, so that a lead of m changes hands
     with probability Phi(-m / (sqrt(2) s)). The five runners-up count.
     """
+    from scipy.special import ndtr  # slow to import, and calibrating does not need it
+
     expected = []
     for name in names:
         for e, r in zip(exact, rounded, strict=True):
