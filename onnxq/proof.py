@@ -116,8 +116,7 @@ def _difference(expected: np.ndarray, got: np.ndarray) -> tuple[float, float]:
     wide = np.promote_types(expected.dtype, np.float32)
     a, b = expected.astype(wide, copy=False), got.astype(wide, copy=False)
     with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.subtract(a, b)
-        return float(np.abs(apart, out=apart).max()), float(max(a.max(), -a.min()))
+        return float(np.abs(a - b).max()), float(max(a.max(), -a.min()))
 
 
 def _told(difference: float, largest: float, allowed: float) -> str | None:

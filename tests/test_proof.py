@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx.parser
 import pytest
@@ -76,6 +78,11 @@ def test_what_the_last_bit_of_the_inputs_changes_as_much_is_no_difference(times:
     ("a", "b", "words"),
     [
         ([1.0, 2.0], [1.0, 2.00001], None),
+        (2.0, 2.00001, None),
+        (2.0, 2.0001, "differs by"),
+        ([], [], None),
+        ([-4.0, np.inf], [-4.00003, np.inf], None),
+        ([-4.0, np.inf], [-4.0003, np.inf], "differs by"),
         ([1.0, 2.0], [1.0, 2.0001], "differs by"),
         ([0.0, 0.0], [0.0, 1e-30], "differs by"),
         ([1.0, np.nan], [1.0, np.nan], None),
@@ -83,7 +90,7 @@ def test_what_the_last_bit_of_the_inputs_changes_as_much_is_no_difference(times:
         ([1.0], [1.0, 1.0], "was float32"),
     ],
 )
-def test_what_counts_as_equal(a: list[float], b: list[float], words: str | None) -> None:
+def test_what_counts_as_equal(a: Any, b: Any, words: str | None) -> None:
     found = compare(np.array(a, np.float32), np.array(b, np.float32))
     assert found is None if words is None else words in (found or "")
 
