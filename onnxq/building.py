@@ -20,7 +20,7 @@ from onnxq.feeds import Feed, size_of
 from onnxq.graph import Variable
 from onnxq.model import Model, Observed, State
 from onnxq.passmanager import PassRecord
-from onnxq.preparation import Prepared, counted, passes_of, prepare
+from onnxq.preparation import Prepared, comparable, counted, passes_of, prepare
 from onnxq.ranges import to_toml
 from onnxq.recipe import Recipe
 from onnxq.source import Source
@@ -66,7 +66,7 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
     probes = start.calibration.probes if start.calibration is not None else []
     if start.target.measured and recipe.objective == "latency" and not start.target.simulated and probes:
         try:
-            best = fastest(best, variant, plain, _typical(probes), threads=start.threads)
+            best = fastest(best, variant, plain, comparable(prepared)[0], _typical(probes), threads=start.threads)
         except (ModelError, OSError, ValueError) as error:
             best = replace(best, note=f"Placements were not timed, so all is integer that can be: {error}.")
     model, prepared.unplaced, prepared.note, prepared.ranges_toml = best.model, best.unplaced, best.note, best.ranges_toml

@@ -3,7 +3,8 @@
 Candidates: integers wherever the target allows; linear layers that quantize their input at every run; integers only where
 the kernels' measured times say that they pay; and float. A later one takes the place of an earlier one only where it is
 faster beyond doubt, but float already where integers are slower beyond doubt. They are timed on one thread; what wins
-there must not be slower than float on all cores either, which is what the runtime uses where nobody says otherwise.
+there must not be slower than the model as it was given on all cores either, which is what the runtime uses where nobody says
+otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -45,10 +47,11 @@ class Built:
 
 Build = Callable[[frozenset[str], bool], Built]  # of the nodes to leave in float, and whether ranges are of each run
 Feed = Mapping[str, np.ndarray]
+Loadable = onnx.ModelProto | str | Path
 
 
-def fastest(first: Built, build: Build, plain: Callable[[], Built], feed: Feed, *, threads: int) -> Built:
-    """The fastest placement for this feed; `first` is the one with all that can be in integers.
+def fastest(first: Built, build: Build, plain: Callable[[], Built], given: Loadable, feed: Feed, *, threads: int) -> Built:
+    """The fastest placement for this feed; `first` is the one with all that can be in integers, `given` what came in.
 
     `plain` makes the model in float, without what is done to its channels for the sake of integers. `threads` is how many it
     is for; 0: for one as well as for all cores.
@@ -86,22 +89,31 @@ def fastest(first: Built, build: Build, plain: Callable[[], Built], feed: Feed, 
         best = chosen
     floats = plain()
     on_one = best = _faster(best, floats, feed, threads, FLOAT_WORTH)
-    if for_all and (os.cpu_count() or 1) > 1 and _faster(best, floats, feed, 0, FLOAT_WORTH) is not best:
+    if for_all and best is not floats and (os.cpu_count() or 1) > 1 and _is_slower(best, given, feed, 0):
         kept = best.model.planned & _worth_it(best, alike, reference, feed, shapes, 0)
         other = build(everything - kept, best.model.at_run_time) if kept else floats
-        best = other if all(_faster(other, floats, feed, count, FLOAT_WORTH) is other for count in (1, 0)) else floats
+        best = floats if any(_is_slower(other, given, feed, count) for count in (1, 0)) else other
     show(ROUNDS + 2)
     return replace(best, note=_note(first, best, floats, on_one))
 
 
 def _faster(holder: Built, challenger: Built, feed: Feed, threads: int, worth: float) -> Built:
     """The challenger where it is faster by that factor, and beyond doubt."""
-    if holder is challenger:
-        return holder
-    sessions = [runtime.Session(b.proto, threads=threads, config=runtime.TAKING_TURNS) for b in (holder, challenger)]
-    times = runtime.time_paired([lambda s=s: s.run(feed) for s in sessions], seconds=SECONDS, least=5)
-    ratio, low, _ = ratio_interval(times[:, 0], times[:, 1])
+    ratio, low, _ = _ratio(holder.proto, challenger.proto, feed, threads)
     return challenger if ratio > worth and low > 1 else holder
+
+
+def _is_slower(built: Built, given: Loadable, feed: Feed, threads: int) -> bool:
+    """Whether it is slower than the model that came in, beyond doubt."""
+    ratio, _, high = _ratio(given, built.proto, feed, threads)
+    return ratio * FLOAT_WORTH < 1 and high < 1
+
+
+def _ratio(one: Loadable, other: Loadable, feed: Feed, threads: int) -> tuple[float, float, float]:
+    """The time of one model over that of the other, with its interval."""
+    sessions = [runtime.Session(m, threads=threads, config=runtime.TAKING_TURNS) for m in (one, other)]
+    times = runtime.time_paired([lambda s=s: s.run(feed) for s in sessions], seconds=SECONDS, least=5)
+    return ratio_interval(times[:, 0], times[:, 1])
 
 
 def _worth_it(

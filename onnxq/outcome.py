@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -14,12 +13,11 @@ from onnxq.latency import latencies
 from onnxq.model import Model, State
 from onnxq.passmanager import UNPROVABLE, PassRecord
 from onnxq.precision import is_half
-from onnxq.preparation import Prepared, Progress
+from onnxq.preparation import Prepared, Progress, comparable, was_quantized
 from onnxq.recipe import Recipe
 from onnxq.report import Report
 from onnxq.runtime import Session
 from onnxq.source import Source
-from onnxq.stages import RECOVER
 
 
 def report_on(
@@ -121,25 +119,6 @@ def _notes_on_provider(proto: onnx.ModelProto, provider: str) -> list[str]:
     return [f"{provider} takes {taken} of {taken + sum(left.values())} nodes{f'; the CPU runs {rest}' if rest else ''}."]
 
 
-def was_quantized(records: Sequence[PassRecord]) -> bool:
-    return any(r.rewrites for r in records if r.name in {kind.name for kind in RECOVER[1:]})
-
-
-def _comparable(report: Report, source: Source, prepared: Prepared) -> str | Path | onnx.ModelProto:
-    """The model as it was given, or, where it was quantized so that onnxruntime cannot load it, the floats it stands for."""
-    if not was_quantized(prepared.records):
-        return source.loadable
-    try:
-        Session(source.loadable, threads=1)
-    except ModelError as error:
-        assert prepared.model.reference is not None
-        report.notes.append(
-            f"The model as it was given is not compared with: {error}. In its place is what it was taken back to."
-        )
-        return prepared.model.reference.to_stored_proto()
-    return source.loadable
-
-
 def _provider_that_loads(report: Report, prepared: Prepared) -> str:
     """The provider to compare on: the CPU where the one that was meant does not load the result, which the report says."""
     if prepared.provider != runtime.CPU:
@@ -163,7 +142,8 @@ def compare(
     progress: Progress | None,
 ) -> None:
     threads, provider = prepared.model.threads, _provider_that_loads(report, prepared)
-    original = _comparable(report, source, prepared)
+    original, note = comparable(prepared)
+    report.notes += [note] if note else []
     assert prepared.model.calibration is not None
     if samples is None:
         has_statistics = bool(prepared.model.calibration.sketches)

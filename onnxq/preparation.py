@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import onnx
 
 from onnxq import passes as p
 from onnxq import proof, runtime
@@ -192,6 +193,27 @@ def _excluded(graph: Graph, patterns: Sequence[str], *, is_body: bool) -> frozen
             raise RecipeError(f"exclude pattern {pattern} matches no node name, op type or output of the model; {hint}")
         found |= matched
     return frozenset(found)
+
+
+def was_quantized(records: Sequence[PassRecord]) -> bool:
+    return any(r.rewrites for r in records if r.name in {kind.name for kind in RECOVER[1:]})
+
+
+def comparable(prepared: Prepared) -> tuple[str | Path | onnx.ModelProto, str]:
+    """The model as it was given, or, where it was quantized so that onnxruntime cannot load it, the floats it stands for.
+
+    With it a sentence that says so.
+    """
+    given = prepared.source.loadable
+    if not was_quantized(prepared.records):
+        return given, ""
+    try:
+        Session(given, threads=1)
+    except ModelError as error:
+        assert prepared.model.reference is not None
+        why = f"The model as it was given is not compared with: {error}. In its place is what it was taken back to."
+        return prepared.model.reference.to_stored_proto(), why
+    return given, ""
 
 
 def counted(prepared: Prepared, model: Model) -> Samples | None:
