@@ -179,6 +179,23 @@ def test_what_is_faster_on_one_thread_is_not_slower_than_float_on_all_cores(
     assert {n for n, e in alone.ledger.items() if e.op == "Conv" and e.is_integer} == set(convs)
 
 
+@pytest.mark.parametrize(("milliseconds", "sessions"), [(0.1, 3), (5.0, 1)])
+def test_models_that_take_little_time_are_loaded_several_times(
+    milliseconds: float, sessions: int, shipped: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def timed(runs: Any, **_: Any) -> np.ndarray:
+        made.append(len(made))
+        slower = 1.0 + 0.1 * len(made)
+        return np.tile([milliseconds * slower, milliseconds], (20, 1))
+
+    monkeypatch.setattr(runtime, "time_paired", timed)
+    ratio, low, high = fastest._ratio(shipped[0], shipped[0], {}, 1)
+    assert len(made) == (3 if sessions == 3 else 2)  # the longer ones first for a part of the time
+    assert (ratio, low, high) == pytest.approx((1.2, 1.1, 1.3) if sessions == 3 else (1.2, 1.2, 1.2))
+
+
 def test_linear_layers_quantize_their_input_at_run_time_where_that_wins(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
