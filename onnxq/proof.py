@@ -70,7 +70,7 @@ def nudged(feed: Feed) -> Feed:
     def other(array: np.ndarray) -> np.ndarray:
         if array.dtype.kind != "f":
             return array
-        return np.nextafter(array, rng.choice([-np.inf, np.inf], array.shape).astype(array.dtype))
+        return np.asarray(np.nextafter(array, rng.choice([-np.inf, np.inf], array.shape).astype(array.dtype)))
 
     return {name: [other(a) for a in v] if isinstance(v, list) else other(v) for name, v in feed.items()}
 

@@ -11,7 +11,7 @@ import pytest
 from onnxq import target
 from onnxq.graph import Graph
 from onnxq.model import Model
-from onnxq.proof import compare, prover
+from onnxq.proof import compare, nudged, prover
 
 NET = """<ir_version: 9, opset_import: ["" : 17]>
 net (float[2, 3] x) => (float[2, 3] y)
@@ -72,6 +72,18 @@ def test_what_the_last_bit_of_the_inputs_changes_as_much_is_no_difference(times:
     probes = [{"x": np.linspace(0.5, 3.0, 8, dtype=np.float32)[None]}]
     after.graph.find("Mul")[0].outputs[0].name = "elsewhere"  # it holds another value, and says so
     assert (prover(probes, 1)(before, after) is None) == equal
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 2)])
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "i8"])
+def test_a_nudge_changes_floats_by_their_last_bit_and_nothing_else(shape: tuple[int, ...], kind: str) -> None:
+    array = np.full(shape, 3, kind)
+    found = nudged({"x": array, "parts": [array]})
+    for other in (found["x"], found["parts"][0]):
+        assert isinstance(other, np.ndarray)
+        assert (other.dtype, other.shape) == (array.dtype, array.shape)
+        off = np.abs(other - array)
+        assert np.all(off == 0) if kind == "i8" else np.all((off > 0) & (off <= np.spacing(array)))
 
 
 @pytest.mark.parametrize(
