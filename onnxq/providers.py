@@ -1,21 +1,30 @@
-"""Execution providers that come as packages of their own, which onnxruntime loads at run time.
+"""Execution providers: those built into onnxruntime, and those that come as packages of their own, loaded at run time.
 
 A package says where its library is; the library is registered once in a process, and sessions are then made for the
-provider's devices.
+provider's devices. A built-in one may lack its device or the libraries that it needs; whether it does, a session tells.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
 import onnxruntime as ort
+from onnx import TensorProto, helper
 
 from onnxq.errors import RecipeError
+
+CPU = "CPUExecutionProvider"
+ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+LOG_WARNINGS, LOG_FATAL = 2, 4  # severities of onnxruntime's log; the first is its default
 
 _registering = threading.Lock()
 _registered: set[str] = set()
@@ -47,14 +56,39 @@ def available() -> list[str]:
 
 
 def has_device(provider: str) -> bool:
-    """Whether a provider that is available knows a device of this machine. A package that fails is left to `add` to tell."""
+    """Whether a provider that is available works on this machine. A package that fails is left to `add` to tell."""
     plugin = PLUGINS.get(provider)
     if plugin is None or not find_spec(plugin.module):
-        return True
+        return provider == CPU or _is_given(provider)
     try:
         return bool(_devices(provider, import_module(plugin.module)))
     except Exception:
         return True
+
+
+@cache
+def _is_given(provider: str) -> bool:
+    """Whether a session gets a built-in provider; where a library or the device is missing, onnxruntime takes the CPU."""
+    load_libraries(provider)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "one_node", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()
+    ort.set_default_logger_severity(LOG_FATAL)  # it logs what is missing, which is no error here
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            session = ort.InferenceSession(model, providers=[provider], enable_fallback=0)
+        return provider in session.get_providers()
+    except Exception:  # onnxruntime raises a class of its own for each status code
+        return False
+    finally:
+        ort.set_default_logger_severity(LOG_WARNINGS)
+
+
+def load_libraries(provider: str) -> None:
+    """Load NVIDIA's libraries out of the packages that pip installs, where the system's loader does not look."""
+    if provider in ON_CUDA and hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints which it does not find
+            ort.preload_dlls()
 
 
 def _devices(provider: str, module: ModuleType) -> list[ort.OrtEpDevice]:
@@ -70,10 +104,15 @@ def _devices(provider: str, module: ModuleType) -> list[ort.OrtEpDevice]:
 def add(options: ort.SessionOptions, provider: str, own: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
     """Let a session with these options run on a provider, with `own` options; gives what is to be named when it is made.
 
-    Raises RecipeError where the provider's package is here and cannot be used.
+    Raises RecipeError where the provider cannot be used on this machine.
     """
     plugin = PLUGINS.get(provider)
     if plugin is None or not find_spec(plugin.module):
+        if not has_device(provider):
+            raise RecipeError(
+                f"onnxruntime {ort.__version__} has provider {provider} but cannot use it on this machine; see that the "
+                "device, its driver and the libraries that the provider needs are here, or give --provider cpu"
+            )
         return [(provider, dict(own))]
     try:
         module = import_module(plugin.module)

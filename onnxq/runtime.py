@@ -29,7 +29,7 @@ from onnxq.proto import folder_of, tensor_type_of
 from onnxq.store import WeightStore, stored
 
 Feed = Mapping[str, Value]
-CPU = "CPUExecutionProvider"
+CPU = providers.CPU
 THREADS_OF = {"OpenVINOExecutionProvider": "num_of_threads"}  # providers with threads of their own, and the option for them
 MOST_ROUNDS = 300  # that a profile is of
 WARM_UP = 2  # runs of each model before those that are timed
@@ -92,13 +92,6 @@ class Session:
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             name = f"{model}" if isinstance(model, (str, Path)) else "the model"
             raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
-        if (
-            named and provider not in self._session.get_providers()
-        ):  # onnxruntime takes the CPU instead, and says so in its log only
-            raise RecipeError(
-                f"onnxruntime {ort.__version__} has provider {short_name(provider)} but cannot use it on this machine; "
-                "see that the device, its driver and the libraries that the provider needs are here"
-            )
         self._session.disable_fallback()  # a provider that fails in a run is an error too
         self.inputs = [_info(i) for i in self._session.get_inputs()]
         self.outputs = [_info(o) for o in self._session.get_outputs()]
@@ -351,7 +344,7 @@ def save_optimized(
 
 
 def check_provider(name: str) -> str:
-    """The provider's full name; `cpu`, `openvino` and the like are understood. Raises RecipeError when it is not here."""
+    """The provider's full name; `cpu`, `openvino` and the like are understood. Raises RecipeError when it cannot be used."""
     here = {short_name(p): p for p in providers.available()}
     wanted = short_name(name.strip())
     if wanted not in here:
@@ -359,6 +352,7 @@ def check_provider(name: str) -> str:
         hint = f"install onnxq[{known.extra}]" if known is not None else nearest(wanted, here)
         every = "" if hint.startswith("valid") else f" The providers here: {', '.join(sorted(here))}"
         raise RecipeError(f"onnxruntime {ort.__version__} here has no provider {name}; {hint}{every}")
+    providers.add(ort.SessionOptions(), here[wanted], {})  # raises before any work is done
     return here[wanted]
 
 

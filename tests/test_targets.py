@@ -405,6 +405,20 @@ def test_a_provider_without_a_device_is_said(models: Path, monkeypatch: pytest.M
         runtime.Session(models / "residual.onnx", provider=runtime.check_provider("openvino"))
 
 
+def test_a_provider_whose_libraries_are_missing_is_as_one_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu on a machine without TensorRT: onnxruntime lists the provider, and runs on the CPU."""
+    if runtime.has_provider("TensorrtExecutionProvider"):
+        pytest.skip("TensorRT is here")
+    built_in = ["TensorrtExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(providers.ort, "get_available_providers", lambda: built_in)
+    assert not runtime.has_provider("TensorrtExecutionProvider")
+    with pytest.raises(RecipeError, match=r"has provider TensorrtExecutionProvider but cannot use it.*--provider cpu"):
+        runtime.check_provider("tensorrt")
+    report = onnxq.quantize(block(), feeds(), target="tensorrt")
+    assert "Not run on TensorrtExecutionProvider: it is not here, or no device for it; " in " ".join(report.notes)
+    assert report.accuracy is not None
+
+
 # ---- real providers
 
 
