@@ -80,7 +80,7 @@ def choose_factors(
     share = np.max([e / e.max() for e in extents], axis=0)  # a channel needs the most of its range in one of them
     share = np.where(share > 0, share, 1.0)
     squares = {id(s): np.square(s.mean) + np.square((s.maximum.astype(np.float64) - s.minimum) / 6) for _, s in readings}
-    read = [(node, squares[id(s)]) for node, s in readings]
+    read = [_Reading.of(node, squares[id(s)]) for node, s in readings]
     best, least = None, gain * _noise(np.ones(len(share)), parts, read)
     for exponent in EXPONENTS:
         factors = np.exp2(np.rint(np.log2(np.maximum(share**exponent, SMALLEST))))
@@ -90,26 +90,43 @@ def choose_factors(
     return best if best is not None and np.any(best != 1) else None
 
 
-def _noise(factors: np.ndarray, parts: Sequence[ChannelStatistics], readings: Sequence[tuple[Node, np.ndarray]]) -> float:
+@dataclass(frozen=True)
+class _Reading:
+    """What the noise in a Conv's outputs hangs on, its kernel positions taken together: arrays (G, M / G, C / G).
+
+    `energy` is the sum of squares of the weights, `peak` their largest magnitude, `square` (G, 1, C / G) the mean square of
+    what they are multiplied with, and `signal` (G, M / G) the expected square of the outputs.
+    """
+
+    energy: np.ndarray
+    peak: np.ndarray
+    square: np.ndarray
+    signal: np.ndarray
+    positions: int
+
+    @classmethod
+    def of(cls, node: Node, square: np.ndarray) -> _Reading:
+        weight = _by_group(node)
+        energy, by_group = np.square(weight).sum(3), square.reshape(len(weight), 1, -1)
+        return cls(energy, np.abs(weight).max(3), by_group, (energy * by_group).sum(2), weight.shape[3])
+
+
+def _noise(factors: np.ndarray, parts: Sequence[ChannelStatistics], readings: Sequence[_Reading]) -> float:
     """Expected noise over signal of the readers' output channels, of 8-bit activations and 8-bit weights, on average.
 
     Over signal, as every channel counts: what comes after brings them to one size again. A rounding error is uniform: its
-    variance is step^2 / 12. A reading is a node and the mean squares (C,) of what it reads; what a channel holds is taken to
-    spread over six sigma.
+    variance is step^2 / 12. What a channel holds is taken to spread over six sigma.
     """
     steps = [
         (max(0.0, float((p.maximum / factors).max())) - min(0.0, float((p.minimum / factors).min()))) / 255 for p in parts
     ]
     variance, total = sum(step**2 / 12 for step in steps), 0.0
-    for node, square in readings:
-        weight = _by_group(node)  # (G, M / G, C / G, K)
-        power = square.reshape(len(weight), 1, -1, 1)
-        signal = (np.square(weight) * power).sum((2, 3))  # (G, M / G)
-        scaled = weight * _spread(factors, node)
-        weight_variance = np.square(np.abs(scaled).max((2, 3)) / 127) / 12
-        read = (square / factors**2).reshape(len(weight), 1, -1).sum(2) * weight.shape[3]
-        noise = variance * np.square(scaled).sum((2, 3)) + weight_variance * read
-        total += float((noise / (signal + FAINT * signal.mean() + np.finfo(np.float64).tiny)).mean())
+    for r in readings:
+        by_channel = factors.reshape(r.square.shape)
+        weight_variance = np.square((r.peak * by_channel).max(2) / 127) / 12
+        read = (r.square / by_channel**2).sum(2) * r.positions
+        noise = variance * (r.energy * by_channel**2).sum(2) + weight_variance * read
+        total += float((noise / (r.signal + FAINT * r.signal.mean() + np.finfo(np.float64).tiny)).mean())
     return total
 
 

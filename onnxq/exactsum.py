@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 
 from onnxq import kernels
 
 LIMBS, LIMB_BITS, LOWEST_BIT = 14, 32, -200  # a fixed-point number of 448 bits: multiples of 2^-200 up to 2^247
+TOP_BIT = LIMB_BITS * (LIMBS - 1)  # of the units, where the top limb begins, which has the sign
 MOST_UNCARRIED = 1 << 10  # additions of less than 2^52 to a limb, so that an int64 holds them
 
 
@@ -59,5 +58,10 @@ class ExactSum:
 
     def values(self) -> np.ndarray:
         """The sums, each rounded once to float64."""
-        unit = Fraction(1, 2**-LOWEST_BIT)
-        return np.array([float(sum(int(v) << (LIMB_BITS * k) for k, v in enumerate(n)) * unit) for n in self.carried().T])
+        limbs = self.carried()
+        below = np.ascontiguousarray(limbs[:-1].T.astype("<u4"))
+        numbers = (
+            int.from_bytes(low.tobytes(), "little") + (int(top) << TOP_BIT)
+            for low, top in zip(below, limbs[-1], strict=True)
+        )
+        return np.array([number / (1 << -LOWEST_BIT) for number in numbers])  # the division of two ints rounds once

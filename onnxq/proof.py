@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,11 @@ def prover(probes: Sequence[Feed], threads: int) -> Callable[[Model, Model], str
         tolerance_of = lambda name: FLOAT_TOLERANCE if name in public else INNER_TOLERANCE  # noqa: E731
         try:
             session = _exposing(before, names, threads)
-            wanted = [session.run(probe) for probe in probes]
+            wanted = _results(session, probes)
             if after is not before:
                 del session  # one at a time, for the weights not to be there twice
                 session = _exposing(after, names, threads)
-            for probe, expected in zip(probes, wanted, strict=True):
-                got = session.run(probe)
+            for probe, expected, got in zip(probes, wanted, _results(session, probes), strict=True):
                 differ = [n for n in names if compare(expected[n], got[n], tolerance_of(n)) is not None]
                 noise = _exposing(before, differ, threads).run(nudged(probe)) if differ else {}
                 for name in differ:
@@ -61,6 +61,12 @@ def _computed(model: Model) -> list[str]:
 
 def _exposing(model: Model, names: Iterable[str], threads: int) -> Session:
     return Session(exposed(model.graph.to_stored_proto(), names), threads=threads, config=UNPACKED)
+
+
+def _results(session: Session, probes: Sequence[Feed]) -> list[dict[str, Any]]:
+    """What a session makes of each probe; they run at the same time."""
+    with ThreadPoolExecutor(max(1, len(probes))) as pool:
+        return list(pool.map(session.run, probes))
 
 
 def nudged(feed: Feed) -> Feed:
