@@ -97,7 +97,7 @@ def _notes_on_target(model: Model, provider: str) -> list[str]:
     """What the figures are not of: another provider, or kernels that saturate otherwise."""
     placed, notes = model.target, []
     if provider != placed.provider:
-        why = "" if runtime.has_provider(placed.provider) else ": it is not here, or no device for it"
+        why = "" if runtime.has_provider(placed.provider) else ": it is not here, or lacks its device or libraries"
         notes.append(f"Not run on {placed.provider}{why}; what is compared and timed is on {provider}.")
     if not placed.audited and placed.compute:
         notes.append(f"Placed for {placed.name} by its rules; which kernels it has for each node is not read back.")

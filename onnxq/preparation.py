@@ -73,7 +73,9 @@ def prepare(
     progress: Progress | None = None,
 ) -> Prepared:
     chosen = load_target(recipe.target).of_bits(recipe.weight_bits, recipe.activation_bits)
-    device = runtime.check_provider(provider or (chosen.provider if runtime.has_provider(chosen.provider) else runtime.CPU))
+    device = chosen.provider if runtime.has_provider(chosen.provider) else runtime.CPU
+    if provider is not None:
+        device = runtime.check_provider(provider)
     if data is None and calibration is None and recipe.mode == "static":
         raise DataError(
             "there is no calibration data: activations need samples to choose their ranges; give --data FOLDER, or "

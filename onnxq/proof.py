@@ -64,7 +64,7 @@ def _exposing(model: Model, names: Iterable[str], threads: int) -> Session:
 
 
 def _results(session: Session, probes: Sequence[Feed]) -> list[dict[str, Any]]:
-    """What a session makes of each probe; they run at the same time."""
+    """What a session makes of each probe; they run at the same time, each on the threads of the session."""
     with ThreadPoolExecutor(max(1, len(probes))) as pool:
         return list(pool.map(session.run, probes))
 

@@ -12,7 +12,6 @@ import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -28,6 +27,7 @@ LOG_WARNINGS, LOG_FATAL = 2, 4  # severities of onnxruntime's log; the first is 
 
 _registering = threading.Lock()
 _registered: set[str] = set()
+_given: set[str] = set()  # built-in providers that a session has run on
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,33 @@ def has_device(provider: str) -> bool:
         return True
 
 
-@cache
 def _is_given(provider: str) -> bool:
-    """Whether a session gets a built-in provider; where a library or the device is missing, onnxruntime takes the CPU."""
-    load_libraries(provider)
+    """Whether a session gets a built-in provider; where a library or the device is missing, onnxruntime takes the CPU.
+
+    What is missing it would log, which is no error here: its default log is silent meanwhile, and at its default severity
+    after. What works once is taken to work.
+    """
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "one_node", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()
-    ort.set_default_logger_severity(LOG_FATAL)  # it logs what is missing, which is no error here
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            session = ort.InferenceSession(model, providers=[provider], enable_fallback=0)
-        return provider in session.get_providers()
-    except Exception:  # onnxruntime raises a class of its own for each status code
-        return False
-    finally:
-        ort.set_default_logger_severity(LOG_WARNINGS)
+    with _registering:
+        if provider not in _given:
+            ort.set_default_logger_severity(LOG_FATAL)
+            try:
+                with warnings.catch_warnings(action="ignore"):
+                    _load_libraries(provider)
+                    session = ort.InferenceSession(model, providers=[provider], enable_fallback=0)
+                if provider in session.get_providers():
+                    _given.add(provider)
+            except Exception:  # onnxruntime raises a class of its own for each status code
+                return False
+            finally:
+                ort.set_default_logger_severity(LOG_WARNINGS)
+        return provider in _given
 
 
-def load_libraries(provider: str) -> None:
-    """Load NVIDIA's libraries out of the packages that pip installs, where the system's loader does not look."""
+def _load_libraries(provider: str) -> None:
+    """Load CUDA's and cuDNN's libraries out of the packages that pip installs, where the system's loader does not look."""
     if provider in ON_CUDA and hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints which it does not find
             ort.preload_dlls()
@@ -109,10 +116,7 @@ def add(options: ort.SessionOptions, provider: str, own: Mapping[str, str]) -> l
     plugin = PLUGINS.get(provider)
     if plugin is None or not find_spec(plugin.module):
         if not has_device(provider):
-            raise RecipeError(
-                f"onnxruntime {ort.__version__} has provider {provider} but cannot use it on this machine; see that the "
-                "device, its driver and the libraries that the provider needs are here, or give --provider cpu"
-            )
+            raise unusable(provider)
         return [(provider, dict(own))]
     try:
         module = import_module(plugin.module)
@@ -131,3 +135,10 @@ def add(options: ort.SessionOptions, provider: str, own: Mapping[str, str]) -> l
             "run it on one of those, or give --provider cpu"
         )
     return []
+
+
+def unusable(provider: str) -> RecipeError:
+    return RecipeError(
+        f"onnxruntime {ort.__version__} has provider {provider} but cannot use it on this machine; see that the device, its "
+        "driver and the libraries that the provider needs are here, or give --provider cpu"
+    )

@@ -85,13 +85,19 @@ class Session:
             with _loadable(model, options) as source:
                 named = providers.add(options, provider, own)
                 self._session = ort.InferenceSession(
-                    source, options, providers=named, disabled_optimizers=[] if fold else ["ConstantFolding"]
+                    source,
+                    options,
+                    providers=named,
+                    disabled_optimizers=[] if fold else ["ConstantFolding"],
+                    enable_fallback=0,
                 )
         except RecipeError:
             raise
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             name = f"{model}" if isinstance(model, (str, Path)) else "the model"
             raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
+        if named and provider not in self._session.get_providers():  # the CPU instead, which onnxruntime only logs
+            raise providers.unusable(provider)
         self._session.disable_fallback()  # a provider that fails in a run is an error too
         self.inputs = [_info(i) for i in self._session.get_inputs()]
         self.outputs = [_info(o) for o in self._session.get_outputs()]

@@ -44,6 +44,21 @@ def test_a_changed_inner_tensor_is_found_though_the_output_is_equal() -> None:
     assert (prover(PROBES, 1)(model(), changed) or "").startswith("tensor a differs")
 
 
+def test_every_probe_counts() -> None:
+    """Relu and what is put in its place differ below zero, which only one of the probes reaches."""
+    changed, negative = model(), [{"x": -PROBES[0]["x"]}]
+    changed.graph.find("Relu")[0].op = "Identity"
+    assert prover(PROBES, 1)(model(), changed) is None
+    for probes in (PROBES + negative, negative + PROBES):
+        assert (prover(probes, 1)(model(), changed) or "").startswith("tensor y differs")
+
+
+def test_a_probe_that_does_not_run_is_told() -> None:
+    short = {"x": np.zeros((2, 2), np.float32)}
+    for probes in ([PROBES[0], short], [short, PROBES[0]]):
+        assert "onnxruntime cannot run the model" in (prover(probes, 1)(model(), model()) or "")
+
+
 def test_a_graph_that_does_not_run_is_found() -> None:
     broken = model()
     broken.graph.find("Relu")[0].op = "NoSuchOp"

@@ -230,6 +230,15 @@ def test_exact_sum_is_the_sum_rounded_once(rows: list[np.ndarray]) -> None:
     np.testing.assert_allclose(total.of_all().values(), math.fsum(np.stack(rows).reshape(-1)), rtol=1e-15, atol=1e-55)
 
 
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_a_sum_of_float32_is_rounded_once_to_float64(numbers: list[float]) -> None:
+    total = ExactSum.zeros(1)
+    for number in numbers:
+        total.add_numpy(np.array([number]))
+    assert total.values().tolist() == [math.fsum(numbers)]
+
+
 @given(hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(-1e3, 1e3, width=32)))
 @settings(max_examples=100, deadline=None)
 def test_every_element_lies_in_a_bin(x: np.ndarray) -> None:

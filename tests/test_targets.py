@@ -210,7 +210,9 @@ def test_a_report_says_that_the_provider_is_not_here() -> None:
     report = onnxq.quantize(block(), feeds(), target="tensorrt")
     if runtime.has_provider("TensorrtExecutionProvider"):
         pytest.skip("TensorRT is here")
-    assert "Not run on TensorrtExecutionProvider: it is not here, or no device for it; " in " ".join(report.notes)
+    assert "Not run on TensorrtExecutionProvider: it is not here, or lacks its device or libraries; " in " ".join(
+        report.notes
+    )
     assert report.sentences()[1].startswith("Placed in integers: 2 of 2 compute nodes")
     assert report.accuracy is not None
 
@@ -415,8 +417,34 @@ def test_a_provider_whose_libraries_are_missing_is_as_one_that_is_not_here(monke
     with pytest.raises(RecipeError, match=r"has provider TensorrtExecutionProvider but cannot use it.*--provider cpu"):
         runtime.check_provider("tensorrt")
     report = onnxq.quantize(block(), feeds(), target="tensorrt")
-    assert "Not run on TensorrtExecutionProvider: it is not here, or no device for it; " in " ".join(report.notes)
+    assert "Not run on TensorrtExecutionProvider: it is not here, or lacks its device or libraries; " in " ".join(
+        report.notes
+    )
     assert report.accuracy is not None
+
+
+def test_a_provider_that_one_session_does_not_get_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there a moment ago; onnxruntime runs on the CPU, and says so in its log only."""
+    monkeypatch.setattr(providers, "has_device", lambda provider: True)
+    with pytest.warns(UserWarning, match="is not in available"), pytest.raises(RecipeError, match="but cannot use it"):
+        runtime.Session(block(), provider="CUDAExecutionProvider")
+
+
+def test_a_provider_that_cannot_be_used_is_none_of_calibrations_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(providers, "find_spec", lambda module: module == "onnxruntime_ep_openvino")
+    monkeypatch.setattr(providers, "import_module", broken)
+    assert onnxq.calibrate(block(), feeds(), target="openvino").samples == 4
+    with pytest.raises(RecipeError, match=r"package onnxruntime_ep_openvino cannot be used.*install onnxq\[openvino\]"):
+        runtime.check_provider("openvino")
+
+
+def test_built_in_providers_work() -> None:
+    assert {name for name in providers.available() if name not in providers.PLUGINS and runtime.has_provider(name)} >= {
+        runtime.CPU
+    }
 
 
 # ---- real providers

@@ -18,15 +18,20 @@ from onnxq.passmanager import Pass
 Outputs = list[dict[str, np.ndarray]]  # by feed
 RANKED_ON = 2  # feeds: each layer is tried on them
 RUNNERS_UP = 5
+MARGIN = 1.0  # dB, as errors only roughly add
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Outputs that do not bear the rounding, the feeds on which that was seen, and how many dB the errors have to fall."""
+    """Outputs that do not bear the rounding, the feeds on which that was seen, and how many dB the errors have to fall.
+
+    `least` is how many are asked for where that many would cost more than half of the layers.
+    """
 
     outputs: list[str]
     feeds: Sequence[Mapping[str, np.ndarray]]
     decibels: float
+    least: float
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class SelectLayers(Pass):
     Given:   specs and params; emulated, an output that is read entry by entry has an SQNR of less than `below` dB; or the
              largest entry of a vector of scores is expected to be another one for more than a share `labels` of the samples
     Result:  the graph unchanged; the layers of the largest errors are marked sensitive, as many as it takes for what the
-             others leave to come to `goal` dB, or half of `labels`; placing starts again without them
+             others leave to come to `goal` dB, or half of `labels`; placing starts again without them. Where it would take
+             more than half of the layers to come to `goal`, they come to a little more than `below`
     Refused: every output bears it. Scores with an SQNR of `scores` dB do.
 
     Errors are measured on the calibration's loudest feeds, those of most output energy, and of scores on its probes. A
@@ -72,7 +78,8 @@ class SelectLayers(Pass):
         feeds = model.calibration.loudest
         reached = _sqnr(*_exact_and_rounded(model, feeds), names) if names else np.inf
         limit = self.goal if model.sensitive else self.below  # once begun, it is brought to its goal
-        return Demand(names, feeds, self.goal - reached) if reached < limit else None
+        least = self.below + MARGIN - reached if reached < self.below else 0.0
+        return Demand(names, feeds, self.goal - reached, least) if reached < limit else None
 
     def _of_scores(self, model: Model) -> Demand | None:
         """What outputs demand that are vectors of scores."""
@@ -90,17 +97,14 @@ class SelectLayers(Pass):
             _changed_labels(exact, rounded, names, 10 ** (-needed / 20)) > self.labels / 2 and reached + needed < self.scores
         ):
             needed += 1.0
-        return Demand(names, feeds[:RANKED_ON], needed)
+        return Demand(names, feeds[:RANKED_ON], needed, needed)
 
     def _worst(self, model: Model, layers: Sequence[Node], demand: Demand) -> set[str]:
         """The layers of the largest errors, without which the demand is met."""
-        errors, marked = self._errors(model, layers, demand), set[str]()
-        left = total = sum(errors.values())
-        for name in sorted(errors, key=errors.__getitem__, reverse=True) if total else ():  # or no layer makes a difference
-            marked.add(name)
-            left -= errors[name]
-            if -10 * np.log10(max(left / total, 1e-9)) >= demand.decibels:
-                break
+        errors = self._errors(model, layers, demand)
+        marked = _largest(errors, demand.decibels)
+        if len(marked) + len(model.sensitive) > (len(layers) + len(model.sensitive)) / 2:
+            marked = _largest(errors, demand.least)
         return marked
 
     def _errors(self, model: Model, layers: Sequence[Node], demand: Demand) -> dict[str, float]:
@@ -118,6 +122,20 @@ class SelectLayers(Pass):
             if model.progress is not None:
                 model.progress("ranking layers", k + 1, len(layers))
         return found
+
+
+def _largest(errors: Mapping[str, float], decibels: float) -> set[str]:
+    """The fewest layers without which the sum of the errors is less by so many dB."""
+    marked = set[str]()
+    left = total = sum(errors.values())
+    if not total or decibels <= 0:  # no layer makes a difference, or none has to
+        return marked
+    for name in sorted(errors, key=errors.__getitem__, reverse=True):
+        marked.add(name)
+        left -= errors[name]
+        if -10 * np.log10(max(left / total, 1e-9)) >= decibels:
+            break
+    return marked
 
 
 def _exact_and_rounded(model: Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> tuple[Outputs, Outputs]:

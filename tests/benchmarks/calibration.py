@@ -5,10 +5,10 @@
 Each figure comes from a process of its own, which first runs the plain model on the same feeds: `x inference` is the time of
 collecting over that, for --feeds of them. onnxq's is given three times: of collecting once it has started, as the last
 three quarters of the feeds go; of collecting with its start; and of all that `onnxq.calibrate` does (load, rewrite, prove, a
-first look where channels are evened out, collect), with, in brackets, what it is the first time in a process, which also
-imports onnxq and its compiled loops. Memory is the peak of the process at 32 and at 256 samples; `~` is extrapolated from 8
-and 32, for tools that keep every activation. The error is that of the 99.99th percentile of magnitude against numpy's on all
-elements, median and largest over the tensors, on 8 feeds.
+first look where channels are evened out, collect), run again in the same process, with, in brackets, the first run, in which
+much of onnxq and its compiled loops are loaded. Memory is the peak of the process after the first run at 32 and at 256
+samples; `~` is extrapolated from 8 and 32, for tools that keep every activation. The error is that of the 99.99th percentile
+of magnitude against numpy's on all elements, median and largest over the tensors, on 8 feeds.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ PERCENTILE = 99.99
 MOST_MEMORY = 12e9  # of one process
 
 
-class Seconds(NamedTuple):
-    """Of the whole, the first time in a process and later; of collecting, with its start and without."""
+class Found(NamedTuple):
+    """Seconds of the whole, the first time in a process and later; of collecting, with its start and without; peak bytes."""
 
     first: float
     whole: float
     collecting: float
     running: float
+    peak: float
 
 
 def one(tool: str, network: str, count: int, threads: int) -> dict[str, float]:
@@ -64,12 +65,11 @@ def one(tool: str, network: str, count: int, threads: int) -> dict[str, float]:
         session.run(feed)
     inference = time.perf_counter() - start
     del session
-    seconds = run_onnxq(model, feeds, threads) if tool == "onnxq" else run_ort(tool, model, feeds, threads)
-    peak = 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
-    return {"inference": inference, **seconds._asdict(), "peak": float(peak)}
+    found = run_onnxq(model, feeds, threads) if tool == "onnxq" else run_ort(tool, model, feeds, threads)
+    return {"inference": inference, **found._asdict()}
 
 
-def run_onnxq(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> Seconds:
+def run_onnxq(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> Found:
     taken: list[float] = []
     done: dict[int, float] = {}
 
@@ -83,19 +83,23 @@ def run_onnxq(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], thread
         if what == "calibrating":
             done.setdefault(count, time.perf_counter())
 
-    collect_statistics.collect = timed
-
-    def calibrate(some: list[dict[str, np.ndarray]], progress: Any = None) -> float:
+    def calibrate() -> float:
+        taken.clear()
+        done.clear()
         start = time.perf_counter()
-        onnxq.calibrate(model, some, threads=threads, progress=progress)
+        onnxq.calibrate(model, feeds, threads=threads, progress=progress)
         return time.perf_counter() - start
 
-    loading = calibrate(feeds[:2]) - calibrate(feeds[:2])
-    taken.clear()
-    seconds = calibrate(feeds, progress)
-    first = len(feeds) // 4
-    running = (done[len(feeds)] - done[first]) / (len(feeds) - first) * len(feeds)
-    return Seconds(seconds + loading, seconds, taken[0], running)
+    collect_statistics.collect = timed
+    first, peak = calibrate(), peak_memory()
+    whole = calibrate()
+    quarter = len(feeds) // 4
+    running = (done[len(feeds)] - done[quarter]) / (len(feeds) - quarter) * len(feeds)
+    return Found(first, whole, taken[0], running, peak)
+
+
+def peak_memory() -> float:
+    return 1024.0 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
 
 
 def calibrator(tool: str, path: Path, threads: int) -> Any:
@@ -119,7 +123,7 @@ def calibrator(tool: str, path: Path, threads: int) -> Any:
     )
 
 
-def run_ort(tool: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> Seconds:
+def run_ort(tool: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
@@ -128,7 +132,7 @@ def run_ort(tool: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]
         made.collect_data(reader(feeds))
         made.compute_data()
         seconds = time.perf_counter() - start
-    return Seconds(seconds, seconds, seconds, float("nan"))
+    return Found(seconds, seconds, seconds, float("nan"), peak_memory())
 
 
 def reader(feeds: list[dict[str, np.ndarray]]) -> Any:
