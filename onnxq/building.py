@@ -88,7 +88,7 @@ def _build(prepared: Prepared, start: Model, recipe: Recipe) -> Built:
         records = prepared.manager.run(model, passes_of(PLACE + OBSERVE + SELECT, recipe))
         start.calibration = model.calibration
         if model.sensitive != start.sensitive:
-            start.sensitive = model.sensitive
+            start.sensitive, start.demanded = model.sensitive, model.demanded
             continue
         records += prepared.manager.run(model, passes_of(REFINE, recipe))
         ranges = {name: model.params[name] for name in _activations(model)}

@@ -139,6 +139,7 @@ class Model:
     excluded: frozenset[str] = frozenset()  # nodes that the user wants in float
     unplaced: frozenset[str] = frozenset()  # nodes that the audit found in float all the same
     sensitive: frozenset[str] = frozenset()  # nodes whose rounding the outputs do not bear
+    demanded: float = 0.0  # dB that the outputs are to come to, where they did not bear the rounding
     slower: frozenset[str] = frozenset()  # nodes that were measured to be faster in float
     at_run_time: bool = False  # whether linear layers quantize their input at every run wherever they can
     refusals: list[tuple[str, str]] = field(default_factory=list)
@@ -171,6 +172,7 @@ class Model:
             excluded=self.excluded,
             unplaced=self.unplaced,
             sensitive=self.sensitive,
+            demanded=self.demanded,
             slower=self.slower,
             at_run_time=self.at_run_time,
             refusals=list(self.refusals),

@@ -68,14 +68,15 @@ def in_float(report: onnxq.Report) -> int:
 def test_as_many_layers_stay_float_as_it_takes() -> None:
     reached = sqnr(quantized())
     assert in_float(quantized()) == 0
-    few, more = (quantized(below=reached + 0.5, goal=reached + wanted) for wanted in (1.0, 2.0))
-    assert 1 <= in_float(few) < in_float(more) <= 6
-    assert reached + 0.5 < sqnr(few) < sqnr(more)
+    few, more = (quantized(below=reached + 2, goal=reached + wanted) for wanted in (2.0, 4.0))
+    assert 1 <= in_float(few) < in_float(more) < 12
+    assert reached + 1 < sqnr(few) < sqnr(more)
 
 
 def test_a_network_a_little_below_what_is_borne_is_not_left_in_float_for_it() -> None:
     """Errors that many layers share: to come to the goal nearly all of them would have to be float."""
     reached = sqnr(quantized())
-    report = quantized(below=reached + 0.5, goal=reached + 15)
-    assert 1 <= in_float(report) <= 5
-    assert sqnr(report) > reached + 0.5
+    near, far = (quantized(below=reached + lack, goal=reached + 15) for lack in (0.5, 4.0))
+    assert 1 <= in_float(near) <= 8
+    assert sqnr(near) > reached + 0.5
+    assert in_float(far) == 12

@@ -18,20 +18,16 @@ from onnxq.passmanager import Pass
 Outputs = list[dict[str, np.ndarray]]  # by feed
 RANKED_ON = 2  # feeds: each layer is tried on them
 RUNNERS_UP = 5
-MARGIN = 1.0  # dB, as errors only roughly add
+MARGIN, STEEPNESS = 1.0, 3.0  # dB, as errors only roughly add; dB for each that is missing, as the samples are few
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Outputs that do not bear the rounding, the feeds on which that was seen, and how many dB the errors have to fall.
-
-    `least` is how many are asked for where that many would cost more than half of the layers.
-    """
+    """Outputs that do not bear the rounding, the feeds on which that was seen, and how many dB the errors have to fall."""
 
     outputs: list[str]
     feeds: Sequence[Mapping[str, np.ndarray]]
     decibels: float
-    least: float
 
 
 @dataclass(frozen=True)
@@ -41,8 +37,8 @@ class SelectLayers(Pass):
     Given:   specs and params; emulated, an output that is read entry by entry has an SQNR of less than `below` dB; or the
              largest entry of a vector of scores is expected to be another one for more than a share `labels` of the samples
     Result:  the graph unchanged; the layers of the largest errors are marked sensitive, as many as it takes for what the
-             others leave to come to `goal` dB, or half of `labels`; placing starts again without them. Where it would take
-             more than half of the layers to come to `goal`, they come to a little more than `below`
+             others leave to come to `goal` dB, or half of `labels`; placing starts again without them. Of an output that
+             is but d dB below what it bears, it is to `below` + 1 + 3 d that they come, if that is less than `goal`
     Refused: every output bears it. Scores with an SQNR of `scores` dB do.
 
     Errors are measured on the calibration's loudest feeds, those of most output energy, and of scores on its probes. A
@@ -77,9 +73,9 @@ class SelectLayers(Pass):
         names = [t.name for t in model.graph.outputs if _is_read_by_entry(t)]
         feeds = model.calibration.loudest
         reached = _sqnr(*_exact_and_rounded(model, feeds), names) if names else np.inf
-        limit = self.goal if model.sensitive else self.below  # once begun, it is brought to its goal
-        least = self.below + MARGIN - reached if reached < self.below else 0.0
-        return Demand(names, feeds, self.goal - reached, least) if reached < limit else None
+        if not model.demanded and reached < self.below:
+            model.demanded = min(self.goal, self.below + MARGIN + STEEPNESS * (self.below - reached))
+        return Demand(names, feeds, model.demanded - reached) if reached < model.demanded else None
 
     def _of_scores(self, model: Model) -> Demand | None:
         """What outputs demand that are vectors of scores."""
@@ -97,14 +93,17 @@ class SelectLayers(Pass):
             _changed_labels(exact, rounded, names, 10 ** (-needed / 20)) > self.labels / 2 and reached + needed < self.scores
         ):
             needed += 1.0
-        return Demand(names, feeds[:RANKED_ON], needed, needed)
+        return Demand(names, feeds[:RANKED_ON], needed)
 
     def _worst(self, model: Model, layers: Sequence[Node], demand: Demand) -> set[str]:
         """The layers of the largest errors, without which the demand is met."""
-        errors = self._errors(model, layers, demand)
-        marked = _largest(errors, demand.decibels)
-        if len(marked) + len(model.sensitive) > (len(layers) + len(model.sensitive)) / 2:
-            marked = _largest(errors, demand.least)
+        errors, marked = self._errors(model, layers, demand), set[str]()
+        left = total = sum(errors.values())
+        for name in sorted(errors, key=errors.__getitem__, reverse=True) if total else ():  # or no layer makes a difference
+            marked.add(name)
+            left -= errors[name]
+            if -10 * np.log10(max(left / total, 1e-9)) >= demand.decibels:
+                break
         return marked
 
     def _errors(self, model: Model, layers: Sequence[Node], demand: Demand) -> dict[str, float]:
@@ -122,20 +121,6 @@ class SelectLayers(Pass):
             if model.progress is not None:
                 model.progress("ranking layers", k + 1, len(layers))
         return found
-
-
-def _largest(errors: Mapping[str, float], decibels: float) -> set[str]:
-    """The fewest layers without which the sum of the errors is less by so many dB."""
-    marked = set[str]()
-    left = total = sum(errors.values())
-    if not total or decibels <= 0:  # no layer makes a difference, or none has to
-        return marked
-    for name in sorted(errors, key=errors.__getitem__, reverse=True):
-        marked.add(name)
-        left -= errors[name]
-        if -10 * np.log10(max(left / total, 1e-9)) >= decibels:
-            break
-    return marked
 
 
 def _exact_and_rounded(model: Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> tuple[Outputs, Outputs]:
