@@ -18,7 +18,7 @@ from onnxq.passmanager import Pass
 Outputs = list[dict[str, np.ndarray]]  # by feed
 RANKED_ON = 2  # feeds: each layer is tried on them
 RUNNERS_UP = 5
-MARGIN, STEEPNESS = 1.0, 3.0  # dB, as errors only roughly add; dB for each that is missing, as the samples are few
+MARGIN, STEEPNESS = 1.0, 5.0  # dB, as errors only roughly add; dB for the square of what is missing, as the samples are few
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SelectLayers(Pass):
              largest entry of a vector of scores is expected to be another one for more than a share `labels` of the samples
     Result:  the graph unchanged; the layers of the largest errors are marked sensitive, as many as it takes for what the
              others leave to come to `goal` dB, or half of `labels`; placing starts again without them. Of an output that
-             is but d dB below what it bears, it is to `below` + 1 + 3 d that they come, if that is less than `goal`
+             is but d dB below what it bears, it is to `below` + 1 + 5 d^2 that they come, if that is less than `goal`
     Refused: every output bears it. Scores with an SQNR of `scores` dB do.
 
     Errors are measured on the calibration's loudest feeds, those of most output energy, and of scores on its probes. A
@@ -74,7 +74,7 @@ class SelectLayers(Pass):
         feeds = model.calibration.loudest
         reached = _sqnr(*_exact_and_rounded(model, feeds), names) if names else np.inf
         if not model.demanded and reached < self.below:
-            model.demanded = min(self.goal, self.below + MARGIN + STEEPNESS * (self.below - reached))
+            model.demanded = min(self.goal, self.below + MARGIN + STEEPNESS * (self.below - reached) ** 2)
         return Demand(names, feeds, model.demanded - reached) if reached < model.demanded else None
 
     def _of_scores(self, model: Model) -> Demand | None:
