@@ -380,7 +380,7 @@ def on_provider(model: onnx.ModelProto | str | Path, provider: str) -> tuple[int
     try:
         with _loadable(model, options) as source:
             named = providers.add(options, provider, {})
-            session = ort.InferenceSession(source, options, providers=named)
+            session = ort.InferenceSession(source, options, providers=named, enable_fallback=0)
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model on {provider}: {_first_line(error)}") from error
     taken, left = 0, dict[str, int]()
