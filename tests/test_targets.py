@@ -441,10 +441,9 @@ def test_a_provider_that_cannot_be_used_is_none_of_calibrations_business(monkeyp
         runtime.check_provider("openvino")
 
 
-def test_built_in_providers_work() -> None:
-    assert {name for name in providers.available() if name not in providers.PLUGINS and runtime.has_provider(name)} >= {
-        runtime.CPU
-    }
+def test_a_session_tells_whether_a_built_in_provider_is_here() -> None:
+    assert providers._is_given(runtime.CPU)
+    assert not providers._is_given("NoSuchExecutionProvider")
 
 
 # ---- real providers
