@@ -94,8 +94,8 @@ class Extent:
 
 
 def channels_of(x: np.ndarray | Blocks, axis: int | None) -> int:
-    """How many numbers `observe` gives: one for each channel of an axis, or of Blocks, and else one."""
-    return x.shape[1] if isinstance(x, Blocks) else 1 if axis is None else x.shape[axis]
+    """How many numbers `observe` gives: one for each channel of an axis, or one for all. Blocks have axis 1."""
+    return 1 if axis is None else x.shape[axis]
 
 
 def observe(x: np.ndarray | Blocks, axis: int | None, pages: Pages, total: ExactSum, sign: int = 1) -> Extent:
@@ -117,8 +117,6 @@ def observe_numpy(x: np.ndarray | Blocks, axis: int | None, pages: Pages, total:
     """What `observe` does, in plain numpy: the oracle of the compiled kernel."""
     plain = x.plain() if isinstance(x, Blocks) else x
     pages.count_numpy(plain.reshape(-1).view(np.uint32))
-    if isinstance(x, Blocks):
-        axis = 1
     rows = plain.reshape(-1, 1) if axis is None else np.moveaxis(plain, axis, -1).reshape(-1, plain.shape[axis])
     for row in rows:
         total.add_numpy(row.astype(np.float64))
@@ -128,10 +126,11 @@ def observe_numpy(x: np.ndarray | Blocks, axis: int | None, pages: Pages, total:
 
 def _in_blocks(x: np.ndarray | Blocks, axis: int | None) -> tuple[np.ndarray, int]:
     """The array as blocks (n, rows, lanes), see Blocks, and how many channels it has; copied only if it is very wide."""
+    if axis is None:
+        values = x if isinstance(x, np.ndarray) else x.plain() if x.shape[1] % x.values.shape[2] else x.values
+        return values.reshape(1, -1, 1), 1
     if isinstance(x, Blocks):
         return x.values, x.shape[1]
-    if axis is None:
-        return x.reshape(1, -1, 1), 1
     channels, inner = x.shape[axis], int(np.prod(x.shape[axis % x.ndim + 1 :]))
     if inner > 1:
         return x.reshape(-1, inner, 1), channels

@@ -79,7 +79,6 @@ class Look:
     extent: Extent | None  # None of an array without elements
     low: float
     high: float
-    total: ExactSum  # that the elements were added to
 
     @property
     def is_finite(self) -> bool:
@@ -135,10 +134,9 @@ class TensorSketch:
     def look(self, x: np.ndarray | Blocks) -> Look:
         """Count the elements of a countable array that was checked, which either is taken then, or dropped again."""
         if not x.size:
-            return Look(None, np.inf, -np.inf, self.total)
-        total = self._total_for(x)
-        extent = observe(x, self._axis_of(x), self.pages, total)
-        return Look(extent, *extent.ends(), total)
+            return Look(None, np.inf, -np.inf)
+        extent = observe(x, self._axis_of(x), self.pages, self._total_for(x))
+        return Look(extent, *extent.ends())
 
     def drop(self, x: np.ndarray | Blocks) -> None:
         """Take away what was counted when the array was looked at."""
@@ -151,12 +149,14 @@ class TensorSketch:
             return
         low, high = look.low, look.high
         if not look.is_finite:
-            observe(x, self._axis_of(x), Pages(), look.total, -1)
+            observe(x, self._axis_of(x), Pages(), self._total_for(x), -1)
             low, high = self._count_nonfinite(x)
-        elif self._axis_of(x) is None:
-            self.total.merge(look.total.of_all())
-        elif self.channels is not None:
+        elif self.channels is not None and self._axis_of(x) is not None:
             self.channels.add(look.extent, x.size)
+        self.reach(low, high, feed)
+
+    def reach(self, low: float, high: float, feed: int) -> None:
+        """Take in the least and the largest finite element of an array of this feed."""
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         before = self.series.get(feed, (np.inf, -np.inf))
         self.series[feed] = (min(before[0], low), max(before[1], high))
@@ -165,10 +165,10 @@ class TensorSketch:
         return self.channel_axis if x.ndim else None
 
     def _total_for(self, x: np.ndarray | Blocks) -> ExactSum:
-        """What the elements are added to: the sums of the channels if these are wanted, or a total of this array alone."""
-        number = channels_of(x, self._axis_of(x))
+        """What the elements are added to: the sums of the channels if these are wanted, or the total."""
         if self._axis_of(x) is None:
-            return ExactSum.zeros(number)
+            return self.total
+        number = channels_of(x, self._axis_of(x))
         if self.channels is None or (not self.channels.count and len(self.channels.minimum) != number):
             self.channels = ChannelStatistics.empty(number)
         return self.channels.total

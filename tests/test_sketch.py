@@ -140,9 +140,9 @@ def test_blocks_of_channels_count_as_their_tensor(
     assert (blocks.shape, blocks.size, blocks.ndim) == (x.shape, x.size, x.ndim)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxq.pages, "MOST_AT_ONCE", most)
-        compiled, oracle, plain = Seen.empty(blocks, axis), Seen.empty(blocks, axis), Seen.empty(x, 1)
+        compiled, oracle, plain = Seen.empty(blocks, axis), Seen.empty(blocks, axis), Seen.empty(x, axis)
         one, other = compiled.observe(blocks, axis), oracle.observe_numpy(blocks, axis)
-        same = plain.observe(x, 1)
+        same = plain.observe(x, axis)
     assert_same(compiled, oracle)
     assert_same(compiled, plain)
     for name in ("low", "high"):
