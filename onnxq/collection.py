@@ -20,26 +20,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
 import onnx
 
 from onnxq import runtime
-from onnxq.blocks import Blocks
 from onnxq.calibration import Calibration, hash_of_feed
+from onnxq.collector import Axes, Collector, Job, Nonfinite, computed
 from onnxq.data import Sample
-from onnxq.equalization import Scaled, known_as
+from onnxq.equalization import Scaled
 from onnxq.errors import CalibrationError, OutputError, RecipeError
 from onnxq.executors import end_if_stuck
-from onnxq.exposure import Exposed
 from onnxq.proto import with_external_data
-from onnxq.sketch import TensorSketch
 from onnxq.store import hash_of_model
 
 Progress = Callable[[str, int, int | None], None]
-Nonfinite = Literal["error", "skip", "ignore"]
-Axes = Mapping[str, int | None]  # tensor -> channel axis for statistics by channel, or None
 Indexed = tuple[int, Sample]
 MOST_LANES = 4
 SHARD = 8  # samples that a task of an executor takes
@@ -75,23 +69,6 @@ class Collecting:
             path.unlink(missing_ok=True)
         if self.checkpoint is not None and self.checkpoint.is_dir() and not any(self.checkpoint.iterdir()):
             self.checkpoint.rmdir()
-
-
-@dataclass(frozen=True)
-class Job:
-    """One reading of the data: the tensors to observe, and a hash of the model and of what is done with it."""
-
-    digest: str
-    axes: Axes
-    among: tuple[str, ...]  # these and the tensors of other readings, so that one graph is run for all of them
-    public: tuple[str, ...]  # the outputs that the model has of its own
-    threads: int
-    on_nonfinite: Nonfinite
-    custom_op_libraries: tuple[str, ...] = ()  # without which no session of the model is made
-    scaled: Mapping[str, Scaled] = field(default_factory=dict)  # those of the tensors that are computed from others
-
-    def empty(self) -> Calibration:
-        return Calibration(sketches={name: TensorSketch(axis) for name, axis in self.axes.items()})
 
 
 def collect(
@@ -149,11 +126,6 @@ def lanes_here(threads: int, total: int | None) -> tuple[int, int]:
     cores = os.cpu_count() or 1
     lanes = max(1, min(MOST_LANES, cores, total or MOST_LANES))
     return lanes, threads or cores // lanes
-
-
-def computed(names: Iterable[str], scaled: Mapping[str, Scaled]) -> list[str]:
-    """The tensors that the model has to give for these."""
-    return list(dict.fromkeys(scaled[name].of if name in scaled else name for name in names))
 
 
 def grouped(proto: onnx.ModelProto, axes: Axes, scaled: Mapping[str, Scaled], sample: Sample, limit: int) -> list[Axes]:
@@ -266,62 +238,10 @@ class _Keeper:
             self._path = None
 
 
-class Collector:
-    """Runs the model of a job on samples and sketches what comes out."""
-
-    def __init__(self, job: Job, model: onnx.ModelProto) -> None:
-        self.job = job
-        # threads of the runtime that wait busily would hold up those that sketch
-        quiet = {} if job.threads == 1 else {"session.intra_op.allow_spinning": "0"}
-        wanted = computed(job.axes, job.scaled)
-        self._session = Exposed(model, wanted, among=job.among, threads=job.threads, config=quiet)
-        self._inputs = {i.name for i in self._session.inputs}
-
-    def add(self, index: int, sample: Sample, into: Calibration) -> None:
-        """Run the model on a sample and count what it makes, all of it or nothing. Several threads may do so at once."""
-        outputs = self._session.run(sample.feed, sample.where)
-        values = {**outputs, **{n: a for n, a in sample.feed.items() if n in self._inputs}}
-        values |= {name: scaled.value(values[scaled.of]) for name, scaled in self.job.scaled.items()}
-        names = [n for n in into.sketches if isinstance(v := values[n], Blocks) or (v.dtype.kind == "f" and v.size)]
-        sketches = [into.sketches[n] for n in names]
-        arrays = [sketch.countable(values[n]) for n, sketch in zip(names, sketches, strict=True)]
-        for name, array, sketch in zip(names, arrays, sketches, strict=True):
-            sketch.check(array, f"at {sample.where}, tensor {name}: ")  # before any of them counts this sample
-        looks = [sketch.look(array) for sketch, array in zip(sketches, arrays, strict=True)]
-        finite = [look.is_finite for look in looks]
-        if not all(finite) and self.job.on_nonfinite != "ignore":
-            for array, sketch in zip(arrays, sketches, strict=True):
-                sketch.drop(array)
-            k = finite.index(False)
-            what = "NaN" if np.isnan(_plain(arrays[k])).any() else "infinity"
-            why = f"{what} in tensor {known_as(names[k])} at {sample.where}"
-            if self.job.on_nonfinite == "error":
-                raise CalibrationError(
-                    f"{why}: no range represents it; check the data and its preprocessing, or give --on-nonfinite skip to "
-                    "leave out such samples"
-                )
-            into.skipped[index] = why
-            return
-        for array, sketch, look in zip(arrays, sketches, looks, strict=True):
-            sketch.take(array, look, index)
-        into.keep_feed(index, sample.feed, hash_of_feed(sample.feed), _energy(values, self.job.public))
-
-
-def _plain(value: np.ndarray | Blocks) -> np.ndarray:
-    return value.plain() if isinstance(value, Blocks) else value
-
-
-def _energy(values: Mapping[str, Any], names: Sequence[str]) -> float:
-    """Sum of squares of the float tensors among these."""
-    arrays = [a for name, a in values.items() if name in names and isinstance(a, np.ndarray) and a.dtype.kind == "f"]
-    energy = sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)
-    return energy if np.isfinite(energy) else 0.0
-
-
 def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper: _Keeper, lanes: int) -> None:
     """Each lane, a thread, runs the model on a sample and counts it in a part of its own, so that no core waits."""
     collector = Collector(job, model)
-    parts = [job.empty() for _ in range(lanes)]  # those that no lane has
+    parts = [collector.part() for _ in range(lanes)]  # those that no lane has
     pending: deque[Future[None]] = deque()
 
     def add(index: int, sample: Sample) -> None:
@@ -334,9 +254,10 @@ def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper
     def settle() -> None:
         """Wait for all that is under way, and add the parts up."""
         wait(pending)
-        done, parts[:] = parts[:], [job.empty() for _ in range(lanes)]  # first, for an interrupt not to add them twice
+        done, parts[:] = parts[:], [collector.part() for _ in range(lanes)]  # first, for an interrupt not to add them twice
         for part in done:
-            keeper.found.absorb(part)
+            if not part.is_broken:
+                keeper.found.absorb(part.found)
 
     done = 0
     with _young_garbage_only(), ThreadPoolExecutor(lanes, "onnxq-lane") as pool:
@@ -462,7 +383,7 @@ def observe_shard(job: Job, content: bytes | None, items: list[Indexed]) -> Cali
         except RecipeError as error:  # a worker of a cluster may lack a file that is here
             raise RecipeError(f"on the worker {platform.node()}: {error}") from error
         collector = _worker.collector = Collector(job, onnx.ModelProto.FromString(content))
-    found = job.empty()
+    part = collector.part()
     for index, sample in items:
-        collector.add(index, sample, found)
-    return found
+        collector.add(index, sample, part)
+    return part.found

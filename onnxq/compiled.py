@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 part = numba.njit(nogil=True)  # is compiled into the functions that call it, and not read from the cache by itself
 FIRST_KEY, LAST_KEY, NO_MAGNITUDE = -(1 << 31), (1 << 31) - 1, (1 << 32) - 1
 INFINITY = 0x7F800000
 LOWEST_BIT = -200  # of an ExactSum, the first of its limbs of 32 bits
+LIMBS = 14  # of it
 WIDTH = 47  # an element is a number of up to 2^47 units, so that the sum of MOST_ROWS of them fits an int64
 HIGHEST_UNIT = -126 - WIDTH  # of elements below 2^(e - 126), e being the exponent that the largest is written with
 MOST_ROWS = 1 << 15
@@ -418,3 +422,207 @@ def round_block(codes, gradient, moments, change, scale, low, high, pair_limit):
                     slope[j] += added * moments[group, k, j]
                 changed += 1
     return changed
+
+
+# An op of the runtime's own that counts what it reads, see tally.py. The types are those of the memory that it works on.
+OP = np.dtype([
+    (name, np.int64)
+    for name in ("first", "number", "lanes", "input", "data", "info", "kind", "rank", "dims", "release")
+])  # fmt: skip
+HEADER = np.dtype([(name, np.int64) for name in ("records", "tables", "stride", "seen", "ask", "asks_always", "failed")])
+RECORD = np.dtype([
+    (name, np.int64)
+    for name in (
+        "by_channel", "axis", "blocked", "channels", "low", "high", "minimum", "maximum", "total", "uncarried", "factors",
+        "slots", "rows", "capacity", "used", "size",
+    )
+])  # fmt: skip
+FLOAT = 1  # as ONNX numbers the types of elements
+TAKE, GROW = 0, 1  # what Python is asked for: to take in an array, or more rows for the pages
+MOST_LANES = 1 << 16  # of an array with its channels last, and
+MOST_AT_ONCE = 1 << 18  # elements, as pages.py has them
+MOST_UNCARRIED = 512  # arrays in a total, besides those that Python adds
+
+
+def at(kind):  # what gives the place in memory of an address
+    pointer = types.CPointer(numba.from_dtype(np.dtype(kind)))
+
+    @intrinsic
+    def place(typing, address):
+        def code(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+        return pointer(types.int64), code
+
+    return place
+
+
+at_op, at_header, at_record = at(OP), at(HEADER), at(RECORD)
+at_float32, at_uint16, at_int16, at_int32, at_int64 = at("f4"), at("u2"), at("i2"), at("i4"), at("i8")
+
+
+@intrinsic
+def call(typing, function, arguments):  # a C function of some int64, by its address
+    def code(context, builder, signature, values):
+        word = ir.IntType(64)
+        kind = ir.FunctionType(word, [word] * len(arguments))
+        place = builder.inttoptr(values[0], kind.as_pointer())
+        return builder.call(place, cgutils.unpack_tuple(builder, values[1]))
+
+    return types.int64(types.int64, arguments), code
+
+
+@part
+def product(numbers):
+    found = 1
+    for n in numbers:
+        found *= n
+    return found
+
+
+@part
+def times(x, lanes, factors, channels, inner):  # the channels of an array, in blocks of lanes, times factors
+    made = np.empty(x.size, np.float32)
+    blocks = (channels + lanes - 1) // lanes
+    for b in range(x.size // (inner * lanes)):
+        for lane in range(lanes):
+            c = b % blocks * lanes + lane
+            factor = factors[c] if c < channels else np.float32(1)
+            for k in range(b * inner * lanes + lane, (b + 1) * inner * lanes, lanes):
+                made[k] = x[k] * factor
+    return made
+
+
+@part
+def add_in(x, first, is_new, header, records, place):  # what Pages.count does
+    record = records[place]
+    channels = record.channels
+    tables = numba.carray(at_uint16(header.tables), (8, header.stride))
+    seen = numba.carray(at_int64(header.seen), (3,))
+    low = numba.carray(at_int32(record.low), (channels,))
+    high = numba.carray(at_int32(record.high), (channels,))
+    total = numba.carray(at_int64(record.total), (LIMBS, channels))
+    slots = numba.carray(at_int16(record.slots), (512,))
+    rows = numba.carray(at_int64(record.rows), (record.capacity, 128))
+    if record.uncarried == MOST_UNCARRIED:
+        carry(total)
+        records[place].uncarried = 0
+    records[place].uncarried += 1
+    used = observe(x, first, is_new, low, high, total, tables, seen, slots, rows, record.used, 1)
+    while used < 0:
+        call(header.ask, (GROW, place, 0, 0, 0, 0))
+        if header.failed:
+            return
+        capacity = records[place].capacity
+        rows = numba.carray(at_int64(records[place].rows), (capacity, 128))
+        used = drain(tables, seen, slots, rows, records[place].used, 1)
+    records[place].used = used
+
+
+@part
+def take(values, dims, lanes, header, records, place):  # whether the array was counted here; Python does the rest
+    record = records[place]
+    if record.by_channel and not dims.size:
+        return False
+    count, inner, width, channels = 1, values.size, 1, 1  # of blocks, rows, lanes, see Blocks
+    size = values.size
+    if record.blocked:
+        size = size // dims[1] * record.blocked
+        if record.by_channel:
+            inner, width, channels = product(dims[2:]), lanes, record.blocked
+            count = values.size // (inner * width)
+        elif record.blocked % lanes:
+            return False
+    elif record.by_channel:
+        axis = record.axis % dims.size
+        channels, inner = dims[axis], product(dims[axis + 1 :])
+        count = values.size // inner
+        if inner == 1:
+            count, inner, width = 1, values.size // channels, channels
+    if channels != record.channels or width > MOST_LANES:
+        return False
+    if record.factors:
+        number = record.blocked if record.blocked else dims[1]
+        factors = numba.carray(at_float32(record.factors), (number,))
+        values = times(values, lanes if record.blocked else 1, factors, number, product(dims[2:]))
+    block = inner * width
+    together, rows = MOST_AT_ONCE // block, max(1, MOST_AT_ONCE // width)
+    if together:
+        for k in range(0, count, together):
+            number = min(together, count - k)
+            x = values[k * block : (k + number) * block].reshape(number, inner, width)
+            add_in(x, k, k == 0, header, records, place)
+    else:
+        for k in range(count):
+            for row in range(0, inner, rows):
+                number = min(rows, inner - row)
+                start = k * block + row * width
+                x = values[start : start + number * width].reshape(1, number, width)
+                add_in(x, k, k == 0 and row == 0, header, records, place)
+    records[place].size = size
+    return True
+
+
+@numba.cfunc("void(int64, int64)", cache=True)
+def count_input(op, context):
+    own = numba.carray(at_op(op), (1,))[0]
+    found = np.empty(1, np.int64)
+    answer = found.ctypes.data
+    call(own.input, (context, 1, answer))
+    call(own.data, (found[0], answer))
+    address = numba.carray(at_int64(found[0]), (1,))[0]
+    headers = numba.carray(at_header(address), (1,))
+    if headers[0].failed:
+        return
+    records = numba.carray(at_record(headers[0].records), (own.first + own.number,))
+    call(own.input, (context, 0, answer))
+    value = found[0]
+    call(own.info, (value, answer))
+    info = found[0]
+    found[0] = 0  # the kind has 32 bits
+    call(own.kind, (info, answer))
+    kind = found[0]
+    call(own.rank, (info, answer))
+    dims = np.empty(found[0], np.int64)
+    call(own.dims, (info, dims.ctypes.data, dims.size))
+    call(own.release, (info,))
+    size = product(dims)
+    if not size:
+        return
+    call(own.data, (value, answer))
+    for k in range(own.first, own.first + own.number):
+        done = False
+        if kind == FLOAT and not headers[0].asks_always:
+            done = take(numba.carray(at_float32(found[0]), (size,)), dims, own.lanes, headers[0], records, k)
+        if not done and not headers[0].failed:
+            call(headers[0].ask, (TAKE, k, kind, found[0], dims.size, dims.ctypes.data))
+
+
+RECORDS = numba.from_dtype(RECORD)[::1]
+
+
+@numba.njit(types.boolean(RECORDS, types.float64[:, ::1]), cache=True)
+def ends_of(records, found):
+    is_finite = True
+    for k in range(records.size):
+        record = records[k]
+        if not record.size:
+            found[k, 0], found[k, 1] = np.inf, -np.inf
+            continue
+        low = numba.carray(at_int32(record.low), (record.channels,))
+        high = numba.carray(at_int32(record.high), (record.channels,))
+        found[k, 0], found[k, 1] = ends(low, high)
+        is_finite &= np.isfinite(found[k, 0]) and np.isfinite(found[k, 1])
+    return is_finite
+
+
+@numba.njit(types.void(RECORDS), cache=True)
+def widen_by(records):
+    for k in range(records.size):
+        record = records[k]
+        if record.size and record.minimum:
+            low = numba.carray(at_int32(record.low), (record.channels,))
+            high = numba.carray(at_int32(record.high), (record.channels,))
+            minimum = numba.carray(at_float32(record.minimum), (record.channels,))
+            maximum = numba.carray(at_float32(record.maximum), (record.channels,))
+            widen(low, high, minimum, maximum)

@@ -27,6 +27,11 @@ class ExactSum:
         self._uncarried += 1
         return self.carried() if self._uncarried > MOST_UNCARRIED else self._limbs
 
+    @property
+    def memory(self) -> np.ndarray:
+        """The limbs, always the same array."""
+        return self._limbs
+
     def carried(self) -> np.ndarray:
         """The limbs in the one form that a number has, (LIMBS, channels)."""
         kernels.carry(self._limbs)

@@ -9,7 +9,8 @@ taken out again, and what they read becomes an output of the optimized graph, wh
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,11 +53,10 @@ class Exposed:
 
         Raises ModelError where onnxruntime cannot load the model.
         """
-        made = {name for node in proto.graph.node for name in node.output}
-        wanted = [name for name in names if name in made]
-        everything = [name for name in dict.fromkeys([*among, *wanted]) if name in made]
+        wanted, everything = made_of(proto, names, among)
         try:
-            self._session, self.places = _optimized(proto, wanted, everything, threads, config)
+            with optimized(proto, wanted, everything) as (path, self.places):
+                self._session = runtime.Session(path, threads=threads, config=config, optimize=False)
         except ModelError:  # what the runtime makes of some models it cannot load again
             twin = runtime.exposed(proto, wanted)
             self._session = runtime.Session(twin, threads=threads, config=config)
@@ -74,9 +74,19 @@ class Exposed:
         return found
 
 
-def _optimized(
-    proto: onnx.ModelProto, wanted: list[str], everything: list[str], threads: int, config: Mapping[str, str] | None
-) -> tuple[runtime.Session, dict[str, Place]]:
+def made_of(proto: onnx.ModelProto, names: Iterable[str], among: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Those of the names that nodes of the model make, and all of both that they make."""
+    made = {name for node in proto.graph.node for name in node.output}
+    wanted = [name for name in names if name in made]
+    return wanted, [name for name in dict.fromkeys([*among, *wanted]) if name in made]
+
+
+@contextmanager
+def optimized(proto: onnx.ModelProto, wanted: list[str], everything: list[str]) -> Iterator[tuple[Path, dict[str, Place]]]:
+    """A file of the graph that onnxruntime makes of the model, with the wanted tensors as further outputs.
+
+    It is the same graph for any of `everything`. Raises ModelError where onnxruntime cannot load the model.
+    """
     public = {o.name for o in proto.graph.output}
     probed = _images(proto, everything) - public if lanes() else set()
     plain = [name for name in everything if name not in probed and name not in public]
@@ -95,7 +105,7 @@ def _optimized(
         chosen = {name: places[name] for name in wanted}
         _expose(model, [o.name for o in proto.graph.output], [place.output for place in chosen.values()])
         onnx.save(model, path)
-        return runtime.Session(path, threads=threads, config=config, optimize=False), chosen
+        yield path, chosen
 
 
 def _images(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:

@@ -48,6 +48,29 @@ def widen(low: Array, high: Array, minimum: Array, maximum: Array) -> None:
     _compiled().widen(low, high, minimum, maximum)
 
 
+def tally_types() -> tuple[np.dtype, np.dtype, np.dtype]:
+    """What a tally's memory is made of: its header, its records, and what a node of the op `count_input` is told by."""
+    return _compiled().HEADER, _compiled().RECORD, _compiled().OP
+
+
+def count_input() -> int:
+    """The address of a C function of (kernel, context) that counts the input of an op of onnxruntime's, see tally.py."""
+    return int(_compiled().count_input.address)
+
+
+def ends_of(records: Array, ends: Array) -> bool:
+    """Write into ends (n, 2) float64 the least and the largest element of what each of n records counted; is all finite?
+
+    Records that counted nothing get (inf, -inf).
+    """
+    return bool(_compiled().ends_of(records, ends))
+
+
+def widen_by(records: Array) -> None:
+    """Let the minimum and maximum of the channels of each record that counted something take in what it counted."""
+    _compiled().widen_by(records)
+
+
 def carry(limbs: Array) -> None:
     """Bring fixed-point numbers, limbs (n, channels) int64 of 32 bits, into the one form that each has."""
     _compiled().carry(limbs)

@@ -43,14 +43,26 @@ class Pages:
 
     def count(self, blocks: np.ndarray, first: int, extent: Extent, total: np.ndarray, sign: int, *, is_new: bool) -> None:
         """Add the elements of some blocks, or take them away, and see how far they reach; `is_new` if they are the first."""
-        tables, seen = _scratch()
+        tables, seen = scratch()
         mine = (self._slots, self._rows, self._used)
         used = kernels.observe(blocks, first, is_new, extent.low, extent.high, total, tables, seen, *mine, sign)
         while used < 0:
-            self._used = len(self._rows)
-            self._reserve(1)
+            self.grow()
             used = kernels.drain(tables, seen, self._slots, self._rows, self._used, sign)
         self._used = used
+
+    def memory(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """What `kernels.drain` takes: the slots of the pages, the rows, and how many of them are used."""
+        return self._slots, self._rows, self._used
+
+    def use(self, rows: int) -> None:
+        """Take over what was added to the memory: so many rows are used now."""
+        self._used = rows
+
+    def grow(self) -> None:
+        """All rows are used, and more are wanted."""
+        self._used = len(self._rows)
+        self._reserve(1)
 
     def count_numpy(self, bits: np.ndarray) -> None:
         """Add the elements of a float32 bit pattern, in plain numpy: the oracle of the compiled kernels."""
@@ -66,15 +78,17 @@ class Pages:
 _local = threading.local()
 
 
-def _scratch() -> tuple[np.ndarray, np.ndarray]:
+def scratch() -> tuple[np.ndarray, np.ndarray]:
     """The tables of this thread, which are all zero between two uses, and how far what they hold reaches."""
     if not hasattr(_local, "tables"):
-        apart = 256  # so that the same bin of two tables is not in the same set of the cache
-        _local.tables = (
-            np.zeros((8, PAGES * BINS_A_PAGE + apart), np.uint16),
-            np.array([LAST_KEY, FIRST_KEY, (1 << 32) - 1], np.int64),
-        )
+        _local.tables = new_scratch()
     return _local.tables
+
+
+def new_scratch() -> tuple[np.ndarray, np.ndarray]:
+    apart = 256  # so that the same bin of two tables is not in the same set of the cache
+    tables = np.zeros((8, PAGES * BINS_A_PAGE + apart), np.uint16)
+    return tables, np.array([LAST_KEY, FIRST_KEY, (1 << 32) - 1], np.int64)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Session:
             raise
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             name = f"{model}" if isinstance(model, (str, Path)) else "the model"
-            raise ModelError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
+            raise ModelError(f"onnxruntime cannot load {name}: {first_line(error)}") from error
         if named and provider not in self._session.get_providers():  # the CPU instead, which onnxruntime only logs
             raise providers.unusable(provider)
         self._session.disable_fallback()  # a provider that fails in a run is an error too
@@ -109,10 +109,14 @@ class Session:
         try:
             return self._outputs(wanted)
         except Exception as error:
-            raise ModelError(
-                f"onnxruntime cannot run the model on {where}: {_first_line(error)}; "
-                "check this sample against the model's inputs"
-            ) from error
+            raise run_error(error, where) from error
+
+
+def run_error(error: BaseException, where: str) -> ModelError:
+    """What to tell of a run that failed."""
+    return ModelError(
+        f"onnxruntime cannot run the model on {where}: {first_line(error)}; check this sample against the model's inputs"
+    )
 
 
 class _Outputs:
@@ -172,7 +176,7 @@ def _check_library(library: str, given: str | Path) -> None:
                 f"{given} is a library without custom ops: it has no function RegisterCustomOps; give one that is built as "
                 "onnxruntime's documentation on custom operators says"
             ) from error
-        why = _first_line(error).rpartition(" with error: ")[2]
+        why = first_line(error).rpartition(" with error: ")[2]
         raise RecipeError(
             f"{given} cannot be loaded as a library of custom ops: {why}; give a shared library that is built for this "
             "system, and see that the libraries that it needs are here"
@@ -246,7 +250,7 @@ def as_declared(inputs: Sequence[TensorInfo], proto: onnx.ModelProto) -> list[Te
     return [replace(i, shape=shapes.get(i.name, i.shape)) for i in inputs]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """What onnxruntime says, without the place in its sources and the signature of the function that said it.
 
     Of an op that it does not know, what would make it known.
@@ -278,7 +282,7 @@ def evaluate(proto: onnx.ModelProto, feed: Feed | None = None) -> dict[str, Any]
         names = [o.name for o in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(feed or {})), strict=True))
     except Exception as error:
-        raise ModelError(f"onnxruntime cannot evaluate a part of the model: {_first_line(error)}") from error
+        raise ModelError(f"onnxruntime cannot evaluate a part of the model: {first_line(error)}") from error
 
 
 def exposed(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
@@ -346,7 +350,7 @@ def save_optimized(
         with _loadable(model, options) as source:
             ort.InferenceSession(source, options, providers=[provider])
     except Exception as error:
-        raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+        raise ModelError(f"onnxruntime cannot load the model: {first_line(error)}") from error
 
 
 def check_provider(name: str) -> str:
@@ -382,7 +386,7 @@ def on_provider(model: onnx.ModelProto | str | Path, provider: str) -> tuple[int
             named = providers.add(options, provider, {})
             session = ort.InferenceSession(source, options, providers=named, enable_fallback=0)
     except Exception as error:
-        raise ModelError(f"onnxruntime cannot load the model on {provider}: {_first_line(error)}") from error
+        raise ModelError(f"onnxruntime cannot load the model on {provider}: {first_line(error)}") from error
     taken, left = 0, dict[str, int]()
     for part in session.get_provider_graph_assignment_info():
         for node in part.get_nodes():
@@ -444,7 +448,7 @@ def kernel_times(models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int,
                 with _loadable(model, options) as source:
                     sessions.append(ort.InferenceSession(source, options, providers=[CPU]))
             except Exception as error:
-                raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+                raise ModelError(f"onnxruntime cannot load the model: {first_line(error)}") from error
         feeds = [{i.name: feed[i.name] for i in s.get_inputs() if i.name in feed} for s in sessions]
         runs = [_Outputs(s) for s in sessions]
         start, rounds = time.perf_counter(), 0
@@ -453,7 +457,7 @@ def kernel_times(models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int,
                 try:
                     run(given)
                 except Exception as error:
-                    raise ModelError(f"onnxruntime cannot run the model on a sample: {_first_line(error)}") from error
+                    raise ModelError(f"onnxruntime cannot run the model on a sample: {first_line(error)}") from error
             rounds += 1
         return [_kernels(Path(s.end_profiling())) for s in sessions]
 

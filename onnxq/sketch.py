@@ -76,13 +76,14 @@ class ChannelStatistics:
 class Look:
     """What was seen of an array when its elements were counted: least and largest, not finite if any is not."""
 
-    extent: Extent | None  # None of an array without elements
+    extent: Extent | None  # by channel; None of an array without channels or elements
     low: float
     high: float
+    size: int
 
     @property
     def is_finite(self) -> bool:
-        return self.extent is None or (isfinite(self.low) and isfinite(self.high))
+        return not self.size or (isfinite(self.low) and isfinite(self.high))
 
 
 @dataclass
@@ -120,7 +121,10 @@ class TensorSketch:
         x = self.countable(x)
         self.check(x)
         look = self.look(x)
-        self.take(x, look, feed)
+        if look.is_finite:
+            self.take(look, feed)
+        else:
+            self.take_finite(x, feed)
         return look.is_finite
 
     def countable(self, x: np.ndarray | Blocks) -> np.ndarray | Blocks:
@@ -134,26 +138,26 @@ class TensorSketch:
     def look(self, x: np.ndarray | Blocks) -> Look:
         """Count the elements of a countable array that was checked, which either is taken then, or dropped again."""
         if not x.size:
-            return Look(None, np.inf, -np.inf)
+            return Look(None, np.inf, -np.inf, 0)
         extent = observe(x, self._axis_of(x), self.pages, self._total_for(x))
-        return Look(extent, *extent.ends())
+        return Look(None if self._axis_of(x) is None else extent, *extent.ends(), x.size)
 
     def drop(self, x: np.ndarray | Blocks) -> None:
         """Take away what was counted when the array was looked at."""
         if x.size:
             observe(x, self._axis_of(x), self.pages, self._total_for(x), -1)
 
-    def take(self, x: np.ndarray | Blocks, look: Look, feed: int) -> None:
-        """Add the rest that is known of an array that was looked at."""
-        if look.extent is None:
-            return
-        low, high = look.low, look.high
-        if not look.is_finite:
-            observe(x, self._axis_of(x), Pages(), self._total_for(x), -1)
-            low, high = self._count_nonfinite(x)
-        elif self.channels is not None and self._axis_of(x) is not None:
-            self.channels.add(look.extent, x.size)
-        self.reach(low, high, feed)
+    def take(self, look: Look, feed: int) -> None:
+        """Add the rest that is known of an array that was looked at, all of which is finite."""
+        if look.extent is not None and self.channels is not None:
+            self.channels.add(look.extent, look.size)
+        if look.size:
+            self.reach(look.low, look.high, feed)
+
+    def take_finite(self, x: np.ndarray | Blocks, feed: int) -> None:
+        """The same of an array that has elements that are not finite: they are counted apart, and left out of all else."""
+        observe(x, self._axis_of(x), Pages(), self._total_for(x), -1)
+        self.reach(*self._count_nonfinite(x), feed)
 
     def reach(self, low: float, high: float, feed: int) -> None:
         """Take in the least and the largest finite element of an array of this feed."""

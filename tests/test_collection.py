@@ -20,9 +20,9 @@ import onnxq.collection
 from onnxq import executors
 from onnxq.calibration import Calibration, merged
 from onnxq.collection import Collecting, collect, grouped
+from onnxq.collector import Collector
 from onnxq.data import Sample
 from onnxq.errors import CalibrationError, DataError, OutputError, RecipeError
-from onnxq.runtime import Session
 
 NET = onnx.parser.parse_model(
     """<ir_version: 9, opset_import: ["" : 17]>
@@ -184,9 +184,9 @@ def test_an_interrupted_run_goes_on(
         collect(NET, AXES, interrupted(), how)
     assert stop.value.partial.samples == stop_at  # type: ignore[attr-defined]
     assert len(list((tmp_path / "progress").glob("*.calib"))) == 1
-    runs: list[str] = []
-    run = Session.run
-    monkeypatch.setattr(Session, "run", lambda self, feed, where: runs.append(where) or run(self, feed, where))
+    runs: list[int] = []
+    add = Collector.add
+    monkeypatch.setattr(Collector, "add", lambda self, k, sample, part: runs.append(k) or add(self, k, sample, part))
     resumed = collect(NET, AXES, samples(), how)
     assert len(runs) == 40 - stop_at
     how.clear()

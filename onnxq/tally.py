@@ -1,0 +1,161 @@
+"""Tally: memory in which the runtime's own threads count the tensors of a model while it runs.
+
+The op `count_input` of compiled.py reads a tensor as soon as it is made, while it is in the cache, and counts it into
+sketches by the addresses of their arrays, which a tally holds. Nothing is kept of the tensor, and Python is not asked; but
+for what is out of the ordinary: elements that are no float32, the first array of a tensor, another number of channels, more
+exponents than there are pages for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq import kernels
+from onnxq.blocks import Blocks
+from onnxq.capi import array_at
+from onnxq.equalization import Scaled
+from onnxq.pages import new_scratch
+from onnxq.sketch import Look, TensorSketch
+
+ASK = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
+TAKE, GROW = 0, 1  # what compiled code asks for
+Visit = Callable[[int, np.ndarray | Blocks], None]  # the number of a reading, and the tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A sketch of a tensor of the model: its name, what it is scaled by, and the channels of the tensor if in blocks."""
+
+    sketch: str
+    scaled: Scaled | None
+    channels: int | None
+
+
+class Tally:
+    """What one run of the model counts into, before it is taken into the sketches or taken away again."""
+
+    def __init__(self, sketches: Mapping[str, TensorSketch], readings: Sequence[Reading], lanes: int) -> None:
+        header, record, _ = kernels.tally_types()
+        self.readings, self.sketches = readings, [sketches[r.sketch] for r in readings]
+        self._lanes = lanes
+        self._records = np.zeros(len(readings), record)
+        self._extents = [np.empty((2, 0), np.int32)] * len(readings)
+        self._factors = [None if r.scaled is None else np.array(r.scaled.factors, np.float32) for r in readings]
+        self._ends = np.empty((len(readings), 2))
+        self._looks: dict[int, Look] = {}  # of arrays that Python took in, by reading
+        self._visit: Visit = self._look
+        self._where = ""
+        self._error: BaseException | None = None
+        self._scratch, self._ask = new_scratch(), ASK(self._asked)
+        self._header = np.zeros(1, header)
+        tables, seen = self._scratch
+        for name, address in (
+            ("records", self._records.ctypes.data), ("tables", tables.ctypes.data), ("stride", tables.shape[1]),
+            ("seen", seen.ctypes.data), ("ask", ctypes.cast(self._ask, ctypes.c_void_p).value),
+        ):  # fmt: skip
+            self._header[name] = address
+        for k in range(len(readings)):
+            self._bind(k)
+
+    @property
+    def place(self) -> np.ndarray:
+        """What the op reads as its second input, (1,) int64."""
+        return np.array([self._header.ctypes.data], np.int64)
+
+    def begin(self, where: str, visit: Visit | None = None) -> None:
+        """Before a run of a sample: count what it makes, or, where a function is given, show that every array instead."""
+        self._where = where
+        self._header["asks_always"], self._header["failed"] = visit is not None, 0
+        self._visit, self._error = visit or self._look, None
+        if visit is None:
+            self._records["size"] = 0
+            self._looks.clear()
+
+    def end(self) -> None:
+        """After a run. Raises what a function that was shown an array raised."""
+        for sketch, used in zip(self.sketches, self._records["used"].tolist(), strict=True):
+            sketch.pages.use(used)
+        if self._error is not None:
+            raise self._error
+
+    def spoilt(self) -> list[int]:
+        """The readings that have elements that are not finite."""
+        found = [k for k, look in self._looks.items() if not look.is_finite]
+        if not kernels.ends_of(self._records, self._ends):
+            counted = self._records["size"] > 0
+            found += np.flatnonzero(counted & ~np.isfinite(self._ends).all(1)).tolist()
+        return sorted(found)
+
+    def counted(self) -> set[int]:
+        """The readings that have elements at all."""
+        return {*np.flatnonzero(self._records["size"]).tolist(), *self._looks}
+
+    def take(self, index: int, spoilt: Collection[int]) -> None:
+        """Take what was counted into the sketches, as sample number `index`, but for the spoilt readings."""
+        self._records["size"][list(spoilt)] = 0
+        kernels.widen_by(self._records)
+        rows = zip(self.sketches, *(self._records[f].tolist() for f in ("size", "by_channel", "channels")), strict=True)
+        for (sketch, size, by_channel, channels), (low, high) in zip(rows, self._ends.tolist(), strict=True):
+            if size:
+                sketch.reach(low, high, index)
+                if by_channel and sketch.channels is not None:
+                    sketch.channels.count += size // channels
+        for k, look in self._looks.items():
+            if k not in spoilt:
+                self.sketches[k].take(look, index)
+
+    def _bind(self, k: int) -> None:
+        """Let a record hold the addresses of a sketch's arrays."""
+        sketch, reading, record = self.sketches[k], self.readings[k], self._records[k]
+        by_channel = sketch.channel_axis is not None
+        channels, total = 1, sketch.total
+        record["minimum"] = record["maximum"] = 0
+        if by_channel:
+            known = sketch.channels
+            channels = 0 if known is None else len(known.minimum)
+            if known is not None:
+                total = known.total
+                record["minimum"], record["maximum"] = known.minimum.ctypes.data, known.maximum.ctypes.data
+        if self._extents[k].shape[1] != channels:
+            self._extents[k] = np.empty((2, channels), np.int32)
+        low, high = self._extents[k]
+        if reading.channels is not None and sketch.channel_axis not in (None, 1):
+            channels = -1  # such an array is brought into the layout of the model first, by Python
+        factors = self._factors[k]
+        slots, rows, used = sketch.pages.memory()
+        for name, number in (
+            ("by_channel", by_channel), ("axis", sketch.channel_axis or 0), ("blocked", reading.channels or 0),
+            ("channels", channels), ("low", low.ctypes.data), ("high", high.ctypes.data),
+            ("total", total.memory.ctypes.data), ("factors", 0 if factors is None else factors.ctypes.data),
+            ("slots", slots.ctypes.data), ("rows", rows.ctypes.data), ("capacity", len(rows)), ("used", used),
+        ):  # fmt: skip
+            record[name] = number
+
+    def _asked(self, what: int, k: int, kind: int, data: int, rank: int, dims: int) -> None:
+        try:
+            pages = self.sketches[k].pages
+            pages.use(int(self._records["used"][k]))
+            if what == GROW:
+                pages.grow()
+                self._bind(k)
+                return
+            shape = tuple((ctypes.c_int64 * rank).from_address(dims)) if rank else ()
+            found = array_at(data, kind, shape)
+            if found is None or found.dtype.kind != "f":
+                return
+            reading = self.readings[k]
+            array = found if reading.channels is None else Blocks.of(found, reading.channels, self._lanes)
+            array = array if reading.scaled is None else reading.scaled.value(array)
+            self._visit(k, self.sketches[k].countable(array))
+            self._bind(k)
+        except BaseException as error:  # Ctrl-C too: nothing can be raised through the runtime
+            self._error = error
+            self._header["failed"] = 1
+
+    def _look(self, k: int, array: np.ndarray | Blocks) -> None:
+        self.sketches[k].check(array, f"at {self._where}, tensor {self.readings[k].sketch}: ")
+        self._looks[k] = self.sketches[k].look(array)
