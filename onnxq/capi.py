@@ -261,7 +261,7 @@ def array_at(address: int, kind: int, shape: tuple[int, ...], *, copy: bool = Fa
     if dtype.kind not in "fiubc":
         return None
     size = int(np.prod(shape, dtype=np.int64))
-    content = (ctypes.c_char * (size * dtype.itemsize)).from_address(address) if size else b""
+    content: Any = (ctypes.c_char * (size * dtype.itemsize)).from_address(address) if size else b""
     array = np.frombuffer(content, dtype).reshape(shape)
     if bfloat16:
         return (array.astype(np.uint32) << 16).view(np.float32)

@@ -1,8 +1,8 @@
 """Collection: run samples through a model and sketch every observed tensor, in this process or on an Executor.
 
-A few threads take samples by turns; each runs the model and sketches what it makes. Work that an Executor takes is cut into
-shards of consecutive samples. What a thread or a shard collects is a small Calibration, and parts add up exactly, so the
-result is the same bit for bit wherever and in whatever order they were made.
+A few threads take samples by turns; each runs the model and sketches what it makes on the way. Work that an Executor takes
+is cut into shards of consecutive samples. What a thread or a shard collects is a small Calibration, and parts add up
+exactly, so the result is the same bit for bit wherever and in whatever order they were made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import onnx
 
 from onnxq import runtime
 from onnxq.calibration import Calibration, hash_of_feed
-from onnxq.collector import Axes, Collector, Job, Nonfinite, computed
+from onnxq.collector import Axes, Collector, Job, Nonfinite, computed, watched
 from onnxq.data import Sample
 from onnxq.equalization import Scaled
 from onnxq.errors import CalibrationError, OutputError, RecipeError
@@ -48,7 +48,8 @@ class Collecting:
 
     `threads` of the runtime work on each sample; 0: all cores are divided among the samples that are under way at once.
     `executor` is an Executor, or a function that makes one, which is needed to go on after a worker of a process pool died.
-    `memory_limit` bounds, in bytes, the activations that are held at once: tensors are then collected in groups.
+    `memory_limit` bounds, in bytes, the activations that are held at once: where tensors cannot be counted while the model
+    runs, they are then collected in groups.
     `checkpoint` is a folder for progress; what is collected there is gone on with.
     """
 
@@ -92,14 +93,15 @@ def collect(
     how, scaled = replace(how, threads=threads), scaled or {}
     together = computed(dict.fromkeys([*among, *axes]), scaled)
     groups: Sequence[Axes] = [axes]
-    if how.memory_limit is not None:
+    holds = how.memory_limit is not None and watched(proto, axes, scaled, together, threads) is None
+    if holds and how.memory_limit is not None:
         groups = grouped(proto, axes, scaled, next(iter(samples)), how.memory_limit // lanes)
     left_out = dict(how.left_out)
     while True:
         found, again = Calibration(source_hash=how.source_hash), False
         for k, group in enumerate(groups):
             try:
-                part = _read(proto, group, together, scaled, samples, how, total, left_out, lanes)
+                part = _read(proto, group, together, scaled, samples, how, total, left_out, lanes, holds=holds)
             except BaseException as stop:
                 if len(groups) > 1:
                     stop.partial = None  # type: ignore[attr-defined]  # it lacks tensors of other groups
@@ -153,6 +155,8 @@ def _read(
     total: int | None,
     left_out: dict[int, str],
     lanes: int,
+    *,
+    holds: bool,
 ) -> Calibration:
     """Read the samples once for these tensors, on from where a checkpoint ends."""
     digest = ""
@@ -161,7 +165,7 @@ def _read(
         digest = hashlib.sha256(f"{hash_of_model(proto)} {what}".encode()).hexdigest()[:16]
     public, libraries = tuple(o.name for o in proto.graph.output), tuple(runtime.custom_op_libraries)
     apart = {name: scaled[name] for name in axes if name in scaled}
-    job = Job(digest, dict(axes), tuple(together), public, how.threads, how.on_nonfinite, libraries, apart)
+    job = Job(digest, dict(axes), tuple(together), public, how.threads, how.on_nonfinite, libraries, apart, holds)
     keeper = _Keeper(job, how, total, left_out)
     todo = keeper.unread((k, sample) for k, sample in enumerate(samples) if k not in left_out)
     try:

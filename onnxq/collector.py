@@ -22,7 +22,7 @@ from onnxq.watching import Watched, is_possible
 
 Nonfinite = Literal["error", "skip", "ignore"]
 Axes = Mapping[str, int | None]  # tensor -> channel axis for statistics by channel, or None
-QUIET = {"session.intra_op.allow_spinning": "0"}  # threads of the runtime that wait busily hold up those that count
+QUIET = {"session.intra_op.allow_spinning": "0"}  # threads that wait busily hold up those of other sessions, and of ours
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,9 @@ class Collector:
     def __init__(self, job: Job, model: onnx.ModelProto) -> None:
         self.job = job
         self._inputs = {i.name for i in model.graph.input}
-        self._watched = None if job.holds else watched(job, model)
+        self._watched = None if job.holds else watched(model, job.axes, job.scaled, job.among, job.threads)
         if self._watched is None:
-            config = {} if job.threads == 1 else QUIET
-            wanted = computed(job.axes, job.scaled)
+            wanted, config = computed(job.axes, job.scaled), config_of(job.threads)
             self._exposed = Exposed(model, wanted, among=job.among, threads=job.threads, config=config)
 
     def part(self) -> Part:
@@ -87,7 +86,7 @@ class Collector:
         spoilt = counted.spoilt()
         if spoilt and self.job.on_nonfinite != "ignore":
             first = min(spoilt, key=list(self.job.axes).index)
-            why = f"{counted.drop(first)} in tensor {known_as(first)} at {sample.where}"
+            why = f"{counted.drop(first) or 'NaN or infinity'} in tensor {known_as(first)} at {sample.where}"
             if self.job.on_nonfinite == "error":
                 raise CalibrationError(
                     f"{why}: no range represents it; check the data and its preprocessing, or give --on-nonfinite skip to "
@@ -99,15 +98,21 @@ class Collector:
         part.found.keep_feed(index, sample.feed, hash_of_feed(sample.feed), _energy(outputs, self.job.public))
 
 
-def watched(job: Job, model: onnx.ModelProto) -> Watched | None:
-    """A session that counts the tensors while it runs; None where that cannot be had of the model."""
+def watched(
+    model: onnx.ModelProto, sketches: Iterable[str], scaled: Mapping[str, Scaled], among: Iterable[str], threads: int
+) -> Watched | None:
+    """A session that counts tensors while it runs; None where that cannot be had of the model."""
     if not is_possible(model):
         return None
-    config = {} if job.threads == 1 else QUIET
     try:
-        return Watched(model, job.axes, scaled=job.scaled, among=job.among, threads=job.threads, config=config)
+        return Watched(model, sketches, scaled=scaled, among=among, threads=threads, config=config_of(threads))
     except ModelError:  # exposure.py knows another way, or says what is wrong
         return None
+
+
+def config_of(threads: int) -> Mapping[str, str]:
+    """Of a session beside others."""
+    return {} if threads == 1 else QUIET
 
 
 class _Held:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from llvmlite import ir
+from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -444,7 +447,7 @@ MOST_AT_ONCE = 1 << 18  # elements, as pages.py has them
 MOST_UNCARRIED = 512  # arrays in a total, besides those that Python adds
 
 
-def at(kind):  # what gives the place in memory of an address
+def at(kind) -> Any:  # what gives the place in memory of an address
     pointer = types.CPointer(numba.from_dtype(np.dtype(kind)))
 
     @intrinsic
@@ -461,15 +464,21 @@ at_op, at_header, at_record = at(OP), at(HEADER), at(RECORD)
 at_float32, at_uint16, at_int16, at_int32, at_int64 = at("f4"), at("u2"), at("i2"), at("i4"), at("i8")
 
 
-@intrinsic
-def call(typing, function, arguments):  # a C function of some int64, by its address
-    def code(context, builder, signature, values):
-        word = ir.IntType(64)
-        kind = ir.FunctionType(word, [word] * len(arguments))
-        place = builder.inttoptr(values[0], kind.as_pointer())
-        return builder.call(place, cgutils.unpack_tuple(builder, values[1]))
+def calling() -> Any:  # what calls a C function of some int64, by its address
+    @intrinsic
+    def call(typing, function, arguments):
+        def code(context, builder, signature, values):
+            word = ir.IntType(64)
+            kind = ir.FunctionType(word, [word] * len(arguments))
+            place = builder.inttoptr(values[0], kind.as_pointer())
+            return builder.call(place, cgutils.unpack_tuple(builder, values[1]))
 
-    return types.int64(types.int64, arguments), code
+        return types.int64(types.int64, arguments), code
+
+    return call
+
+
+call = calling()
 
 
 @part
@@ -497,13 +506,13 @@ def times(x, lanes, factors, channels, inner):  # the channels of an array, in b
 def add_in(x, first, is_new, header, records, place):  # what Pages.count does
     record = records[place]
     channels = record.channels
-    tables = numba.carray(at_uint16(header.tables), (8, header.stride))
-    seen = numba.carray(at_int64(header.seen), (3,))
-    low = numba.carray(at_int32(record.low), (channels,))
-    high = numba.carray(at_int32(record.high), (channels,))
-    total = numba.carray(at_int64(record.total), (LIMBS, channels))
-    slots = numba.carray(at_int16(record.slots), (512,))
-    rows = numba.carray(at_int64(record.rows), (record.capacity, 128))
+    tables = carray(at_uint16(header.tables), (8, header.stride))
+    seen = carray(at_int64(header.seen), (3,))
+    low = carray(at_int32(record.low), (channels,))
+    high = carray(at_int32(record.high), (channels,))
+    total = carray(at_int64(record.total), (LIMBS, channels))
+    slots = carray(at_int16(record.slots), (512,))
+    rows = carray(at_int64(record.rows), (record.capacity, 128))
     if record.uncarried == MOST_UNCARRIED:
         carry(total)
         records[place].uncarried = 0
@@ -514,7 +523,7 @@ def add_in(x, first, is_new, header, records, place):  # what Pages.count does
         if header.failed:
             return
         capacity = records[place].capacity
-        rows = numba.carray(at_int64(records[place].rows), (capacity, 128))
+        rows = carray(at_int64(records[place].rows), (capacity, 128))
         used = drain(tables, seen, slots, rows, records[place].used, 1)
     records[place].used = used
 
@@ -543,7 +552,7 @@ def take(values, dims, lanes, header, records, place):  # whether the array was 
         return False
     if record.factors:
         number = record.blocked if record.blocked else dims[1]
-        factors = numba.carray(at_float32(record.factors), (number,))
+        factors = carray(at_float32(record.factors), (number,))
         values = times(values, lanes if record.blocked else 1, factors, number, product(dims[2:]))
     block = inner * width
     together, rows = MOST_AT_ONCE // block, max(1, MOST_AT_ONCE // width)
@@ -565,16 +574,16 @@ def take(values, dims, lanes, header, records, place):  # whether the array was 
 
 @numba.cfunc("void(int64, int64)", cache=True)
 def count_input(op, context):
-    own = numba.carray(at_op(op), (1,))[0]
+    own = carray(at_op(op), (1,))[0]
     found = np.empty(1, np.int64)
     answer = found.ctypes.data
     call(own.input, (context, 1, answer))
     call(own.data, (found[0], answer))
-    address = numba.carray(at_int64(found[0]), (1,))[0]
-    headers = numba.carray(at_header(address), (1,))
+    address = carray(at_int64(found[0]), (1,))[0]
+    headers = carray(at_header(address), (1,))
     if headers[0].failed:
         return
-    records = numba.carray(at_record(headers[0].records), (own.first + own.number,))
+    records = carray(at_record(headers[0].records), (own.first + own.number,))
     call(own.input, (context, 0, answer))
     value = found[0]
     call(own.info, (value, answer))
@@ -593,7 +602,7 @@ def count_input(op, context):
     for k in range(own.first, own.first + own.number):
         done = False
         if kind == FLOAT and not headers[0].asks_always:
-            done = take(numba.carray(at_float32(found[0]), (size,)), dims, own.lanes, headers[0], records, k)
+            done = take(carray(at_float32(found[0]), (size,)), dims, own.lanes, headers[0], records, k)
         if not done and not headers[0].failed:
             call(headers[0].ask, (TAKE, k, kind, found[0], dims.size, dims.ctypes.data))
 
@@ -609,8 +618,8 @@ def ends_of(records, found):
         if not record.size:
             found[k, 0], found[k, 1] = np.inf, -np.inf
             continue
-        low = numba.carray(at_int32(record.low), (record.channels,))
-        high = numba.carray(at_int32(record.high), (record.channels,))
+        low = carray(at_int32(record.low), (record.channels,))
+        high = carray(at_int32(record.high), (record.channels,))
         found[k, 0], found[k, 1] = ends(low, high)
         is_finite &= np.isfinite(found[k, 0]) and np.isfinite(found[k, 1])
     return is_finite
@@ -621,8 +630,8 @@ def widen_by(records):
     for k in range(records.size):
         record = records[k]
         if record.size and record.minimum:
-            low = numba.carray(at_int32(record.low), (record.channels,))
-            high = numba.carray(at_int32(record.high), (record.channels,))
-            minimum = numba.carray(at_float32(record.minimum), (record.channels,))
-            maximum = numba.carray(at_float32(record.maximum), (record.channels,))
+            low = carray(at_int32(record.low), (record.channels,))
+            high = carray(at_int32(record.high), (record.channels,))
+            minimum = carray(at_float32(record.minimum), (record.channels,))
+            maximum = carray(at_float32(record.maximum), (record.channels,))
             widen(low, high, minimum, maximum)

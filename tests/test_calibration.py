@@ -195,6 +195,7 @@ def test_an_interrupt_leaves_a_calibration_of_what_was_seen(
     assert report.accuracy.drop <= 1.0
 
 
+@pytest.mark.usefixtures("held")
 def test_a_generator_is_read_once(models: Path) -> None:
     images, read = np.load(models / "digits_calibration.npz")["image"][:12], []
 
@@ -208,6 +209,7 @@ def test_a_generator_is_read_once(models: Path) -> None:
     assert read == list(range(12))
 
 
+@pytest.mark.usefixtures("held")
 @pytest.mark.parametrize("name", ["residual", "inverted_residual"])
 def test_a_memory_limit_changes_no_bit(models: Path, name: str) -> None:
     images = np.load(models / "digits_calibration.npz")["image"][:8]

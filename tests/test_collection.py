@@ -62,6 +62,7 @@ def test_threads_change_nothing(workers: int, content: Callable[[Calibration], b
         assert content(alone) == content(collect(NET, AXES, samples(), Collecting(threads=1, executor=pool)))
 
 
+@pytest.mark.usefixtures("held")
 def test_groups_of_tensors_change_nothing(content: Callable[[Calibration], bytes]) -> None:
     feeds = samples()
     assert len(grouped(NET, AXES, {}, feeds[0], feeds[0].feed["x"].nbytes * 2)) == 2
@@ -194,6 +195,7 @@ def test_an_interrupted_run_goes_on(
     assert content(resumed) == content(collect(NET, AXES, samples(), Collecting(threads=1)))
 
 
+@pytest.mark.usefixtures("held")
 def test_groups_that_are_done_are_not_collected_again(tmp_path: Path, content: Callable[[Calibration], bytes]) -> None:
     """Interrupted in the second of two groups: the partial calibration would lack tensors, the checkpoint goes on."""
     readings: list[int] = []
@@ -296,8 +298,10 @@ def spoilt(at: int, value: float) -> list[Sample]:
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_spoilt_sample_is_left_out_whole(
-    value: float, workers: int, limit: int | None, content: Callable[[Calibration], bytes]
+    value: float, workers: int, limit: int | None, request: pytest.FixtureRequest, content: Callable[[Calibration], bytes]
 ) -> None:
+    if limit is not None:
+        request.getfixturevalue("held")
     with ThreadPoolExecutor(max(1, workers)) as pool:
         how = Collecting(threads=1, on_nonfinite="skip", executor=pool if workers else None, memory_limit=limit)
         found = collect(NET, AXES, spoilt(7, value), how)

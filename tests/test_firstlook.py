@@ -14,7 +14,7 @@ import onnxq
 from onnxq import firstlook
 from onnxq.blocks import Blocks
 from onnxq.calibration import Calibration
-from onnxq.collection import Collector
+from onnxq.collector import Collector, Part
 from onnxq.data import Sample, Samples, open_samples
 from onnxq.equalization import EQUALIZED, Scaled
 from onnxq.firstlook import FEW, FEWEST, few_of
@@ -95,9 +95,9 @@ def test_each_sample_is_run_once_and_the_few_twice(models: Path, monkeypatch: py
     run: list[str] = []
     add = Collector.add
 
-    def counted(self: Collector, index: int, sample: Sample, into: Calibration) -> None:
+    def counted(self: Collector, index: int, sample: Sample, part: Part) -> None:
         run.append(sample.where)
-        add(self, index, sample, into)
+        add(self, index, sample, part)
 
     monkeypatch.setattr(Collector, "add", counted)
     found = onnxq.calibrate(models / "inverted_residual.onnx", feeds(models), threads=1)
