@@ -20,6 +20,8 @@ WIDTH = 47  # an element is a number of up to 2^47 units, so that the sum of MOS
 HIGHEST_UNIT = -126 - WIDTH  # of elements below 2^(e - 126), e being the exponent that the largest is written with
 MOST_ROWS = 1 << 15
 MOST_ADDITIONS = 8  # to a limb that is handed out
+MOST_IN_CACHE = 1 << 13  # elements, for the three things that are done with them
+MOST_LEVELS = 7  # of sums, each of elements' digits below the units of the one before it: 2^-149 is the last
 EXTENT = "int32[::1], int32[::1], int64[:,::1]"
 COUNTS = "uint16[:,::1], int64[::1], int16[::1], int64[:,::1], int64, int64"
 
@@ -119,16 +121,13 @@ def add_rest_eight(x, sums, above, anchor):
 
 
 @part
-def add_last(x, sums, unit, level, rest):  # what is less than the units of all levels above this one
+def digits_below(x, unit, level, rest):  # what is less than the units of all levels above this one
     for k in range(x.size):
         rest[k] = x[k]
     for above in range(level):
         anchor = anchor_of(unit - above * (WIDTH + 1))
         for k in range(x.size):
             rest[k] = rest_of(rest[k], anchor)
-    anchor = anchor_of(unit - level * (WIDTH + 1))
-    for k in range(x.size):
-        sums[k] += anchored(rest[k], anchor)
 
 
 @part
@@ -237,11 +236,83 @@ def reach(least, most, near, lanes, own):  # the largest magnitude, and the leas
     return max(np.int64(high), -1 - np.int64(low)), np.int64(small) + 1
 
 
-@numba.njit(f"int64(float32[:,:,::1], int64, boolean, {EXTENT}, {COUNTS})", cache=True, nogil=True)
-def observe(x, first, is_new, low, high, total, tables, seen, slots, pages, used, sign):
+@part
+def span_of(bits):
+    low, high, small = np.int32(LAST_KEY), np.int32(FIRST_KEY), np.uint32(NO_MAGNITUDE)
+    for k in range(bits.size):
+        a = bits[k]
+        small = min(small, magnitude(a))
+        low, high = min(low, key(a)), max(high, key(a))
+    return low, high, small
+
+
+@part
+def sum_of(x, anchor):
+    found = np.uint64(0)
+    for k in range(x.size):
+        found += anchored(x[k], anchor)
+    return found
+
+
+@part
+def sum_of_rest(x, above, anchor):
+    found = np.uint64(0)
+    for k in range(x.size):
+        found += anchored(rest_of(x[k], above), anchor)
+    return found
+
+
+@part
+def observe_rows(x, first, low, high, total, tables, seen, sign):  # channel by channel, the elements of one being neighbours
+    rows, channels = x.shape[1], low.size
+    most = max(1, MOST_IN_CACHE // rows)  # channels that are taken together
+    bits, values, number = x.view(np.uint32).reshape(-1), x.reshape(-1), x.shape[0]
+    sums, rest, whole = np.empty(most, np.uint64), np.empty(min(rows, MOST_IN_CACHE)), np.empty(most, np.uint64)
+    smallest, start, additions = np.uint32(NO_MAGNITUDE), 0, 0
+    while start < bits.size:
+        block = start // rows
+        channel = (first + block) % channels
+        if not channel and block and start % rows == 0:
+            carry(total)
+        count_of = min(most, number - block, channels - channel)
+        length = min(rows - start % rows, MOST_IN_CACHE)  # of each
+        into = total[:, channel : channel + count_of]
+        end = start + count_of * length
+        count(bits[start:end], tables, block)
+        largest, small = np.int64(0), np.uint32(NO_MAGNITUDE)
+        for k in range(count_of):
+            a, b, near = span_of(bits[start + k * length : start + (k + 1) * length])
+            low[channel + k], high[channel + k] = min(low[channel + k], a), max(high[channel + k], b)
+            largest, small = max(largest, np.int64(b), -1 - np.int64(a)), min(small, near)
+        smallest = min(smallest, small)
+        if largest < INFINITY:  # else such an array has no sum
+            unit, digit = max(1, largest >> 23) + HIGHEST_UNIT, max(1, (np.int64(small) + 1) >> 23) - 150
+            for level in range(MOST_LEVELS):
+                own = unit - level * (WIDTH + 1)
+                if level and own + WIDTH + 1 <= digit:
+                    break
+                anchor, above = anchor_of(own), anchor_of(own + WIDTH + 1)
+                for k in range(count_of):
+                    row = values[start + k * length : start + (k + 1) * length]
+                    if level == 0:
+                        sums[k] = sum_of(row, anchor)
+                    elif level == 1:
+                        sums[k] = sum_of_rest(row, above, anchor)
+                    else:
+                        digits_below(row, unit, level, rest)
+                        sums[k] = sum_of(rest[:length], anchor)
+                settle(sums[:count_of], count_of, count_of, length, own, sign, into, whole)
+                additions += 1
+                if additions == MOST_ADDITIONS:
+                    carry(into)
+                    additions = 0
+        start = end
+    seen[2] = min(seen[2], np.int64(smallest))
+
+
+@part
+def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by block, the channels of one being neighbours
     rows, lanes, channels = x.shape[1], x.shape[2], low.size
-    if is_new:
-        low[:], high[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY)
     together = max(1, (64 if rows * lanes >= 1024 else 16) // lanes)  # rows, so that no addition waits for the one before it
     blocks, tile = (channels + lanes - 1) // lanes, together * lanes
     step = 8 * together * max(1, 4096 // tile)  # rows that stay in the cache for the three things that are done with them
@@ -297,8 +368,11 @@ def observe(x, first, is_new, low, high, total, tables, seen, slots, pages, used
                     add_rest(values[k : k + tile], lower, anchor, below)
             level = 2
             while unit - (level - 1) * (WIDTH + 1) > digit:
+                anchor = anchor_of(unit - level * (WIDTH + 1))
                 for k in range(0, block.size, tile):
-                    add_last(values[k : k + tile], last, unit, level, rest)
+                    part_of = values[k : k + tile]
+                    digits_below(part_of, unit, level, rest)
+                    add(rest[: part_of.size], last, anchor)
                 settle(last, lanes, own, end - start, unit - level * (WIDTH + 1), sign, into, whole)
                 level, additions = level + 1, additions + 1
         if since:
@@ -315,7 +389,17 @@ def observe(x, first, is_new, low, high, total, tables, seen, slots, pages, used
                 high[channel + c] = max(high[channel + c], most[row * lanes + c])
         for k in range(tile):
             seen[2] = min(seen[2], np.int64(near[k]))
-    for c in range(channels):
+
+
+@numba.njit(f"int64(float32[:,:,::1], int64, boolean, {EXTENT}, {COUNTS})", cache=True, nogil=True)
+def observe(x, first, is_new, low, high, total, tables, seen, slots, pages, used, sign):
+    if is_new:
+        low[:], high[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY)
+    if x.shape[2] == 1:
+        observe_rows(x, first, low, high, total, tables, seen, sign)
+    else:
+        observe_blocks(x, first, low, high, total, tables, seen, sign)
+    for c in range(low.size):
         seen[0], seen[1] = min(seen[0], np.int64(low[c])), max(seen[1], np.int64(high[c]))
     return drain(tables, seen, slots, pages, used, sign)
 
@@ -375,6 +459,19 @@ def squared_error(lower, upper, count, rmin, rmax, levels):
                 mean = (off_a * scale) ** 2 + over_a**2 + under_a**2
             total[c] += max(mean, 0.0) * count[k]
     return total
+
+
+@numba.njit("float64[:,::1](float32[:,::1])", cache=True, nogil=True)
+def energies(rows):
+    found = np.empty((2, rows.shape[0]))
+    for r in range(rows.shape[0]):
+        total, peak = 0.0, 0.0
+        for k in range(rows.shape[1]):
+            w = np.float64(rows[r, k])
+            total += w * w
+            peak = max(peak, abs(w))
+        found[0, r], found[1, r] = total, peak
+    return found
 
 
 @numba.njit("void(float32[:,::1], float32[::1], float32[::1], float32[::1], float64[::1])", cache=True, nogil=True)

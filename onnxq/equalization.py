@@ -11,9 +11,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
+from onnxq import kernels
 from onnxq.blocks import Blocks
 from onnxq.graph import Constant, Graph, Node, Tensor, Variable, input_at, value
 from onnxq.passmanager import Pass
@@ -106,9 +108,11 @@ class _Reading:
 
     @classmethod
     def of(cls, node: Node, square: np.ndarray) -> _Reading:
-        weight = _by_group(node)
-        energy, by_group = np.square(weight).sum(3), square.reshape(len(weight), 1, -1)
-        return cls(energy, np.abs(weight).max(3), by_group, (energy * by_group).sum(2), weight.shape[3])
+        weight = np.ascontiguousarray(value(node.inputs[1]), np.float32)
+        groups, makers, positions = int(node.attrs.get("group", 1)), weight.shape[0], prod(weight.shape[2:])
+        energy, peak = kernels.energies(weight.reshape(-1, positions)).reshape(2, groups, makers // groups, -1)
+        by_group = square.reshape(groups, 1, -1)
+        return cls(energy, peak, by_group, (energy * by_group).sum(2), positions)
 
 
 def _noise(factors: np.ndarray, parts: Sequence[ChannelStatistics], readings: Sequence[_Reading]) -> float:

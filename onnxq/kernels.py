@@ -86,6 +86,11 @@ def squared_error(lower: Array, upper: Array, count: Array, rmin: Array, rmax: A
     return _compiled().squared_error(lower, upper, count, rmin, rmax, float(levels))
 
 
+def energies(rows: Array) -> Array:
+    """The sum of squares and the largest magnitude of each row of rows (n, k) float32 -> (2, n) float64."""
+    return _compiled().energies(rows)
+
+
 def rounding_errors(rows: Array, scale: Array, low: Array, high: Array, total: Array) -> None:
     """Squared error of each row of rows (C, n), rounded to scale (C,) x whole numbers of low to high (C,), to total (C,).
 

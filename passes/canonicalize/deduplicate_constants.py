@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import ClassVar
+from zlib import crc32
 
 import numpy as np
 
 from onnxq.graph import Constant
 from onnxq.model import Model
 from onnxq.passmanager import Pass
+
+CHECKED = 4096  # bytes: what differs mostly differs there, and only what does not is compared whole
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class DeduplicateConstants(Pass):
 
     Given:   %1 = Mul(%0, a);  %2 = Mul(%1, b)           a and b of equal type, shape and bytes
     Result:  %1 = Mul(%0, a);  %2 = Mul(%1, a)
-    Refused: the constant has fewer than `smallest` bytes, is a graph output, or is of a type that numpy lacks.
+    Refused: the constant has fewer than `smallest` bytes, is a graph output, or is of strings or of a type that numpy lacks.
     """
 
     name: ClassVar[str] = "deduplicate-constants"
@@ -27,7 +30,9 @@ class DeduplicateConstants(Pass):
 
     def apply(self, model: Model) -> int:
         graph, merged = model.graph, 0
-        first: dict[tuple[str, tuple[int, ...], bytes], Constant] = {}  # by type, shape and a hash of the bytes
+        different: dict[tuple[str, tuple[int, ...], int], list[Constant]] = defaultdict(
+            list
+        )  # by type, shape and a checksum
         for tensor in graph.tensors().values():
             if not isinstance(tensor, Constant) or tensor.nbytes < self.smallest or isinstance(tensor.dtype, int):
                 continue
@@ -35,10 +40,18 @@ class DeduplicateConstants(Pass):
                 model.refusals.append((tensor.name, "it is a graph output"))
                 continue
             values = np.asarray(tensor.values)
-            twin = first.setdefault(
-                (values.dtype.str, values.shape, hashlib.sha256(np.ascontiguousarray(values).data).digest()), tensor
-            )
-            if twin is not tensor:
+            if values.dtype.kind == "O":  # strings
+                continue
+            content = _bytes(values)
+            alike = different[values.dtype.str, values.shape, crc32(content[:CHECKED])]
+            twin = next((other for other in alike if np.array_equal(_bytes(np.asarray(other.values)), content)), None)
+            if twin is None:
+                alike.append(tensor)
+            else:
                 graph.replace_uses(tensor, twin)
                 merged += 1
         return merged
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
