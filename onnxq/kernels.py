@@ -27,7 +27,7 @@ def observe(x: Array, first: int, is_new: bool, low: Array, high: Array, total: 
     such integers are added, without a rounding that depends on the order. Where the least elements have digits below the
     unit that the largest leaves, what is below is added again in smaller units.
     """
-    return int(_compiled().observe(x, first, is_new, low, high, total, *pages))
+    return int(_counting().observe(x, first, is_new, low, high, total, *pages))
 
 
 def drain(tables: Array, seen: Array, slots: Array, rows: Array, used: int, sign: int) -> int:
@@ -35,27 +35,27 @@ def drain(tables: Array, seen: Array, slots: Array, rows: Array, used: int, sign
 
     Gives the number of pages that are used then, or -1 where there are too few rows for all; a second call does the rest.
     """
-    return int(_compiled().drain(tables, seen, slots, rows, used, sign))
+    return int(_counting().drain(tables, seen, slots, rows, used, sign))
 
 
 def ends(low: Array, high: Array) -> tuple[float, float]:
     """The least and the largest of all elements, from those of each channel as ordered bits; both zeros are 0."""
-    return _compiled().ends(low, high)
+    return _counting().ends(low, high)
 
 
 def widen(low: Array, high: Array, minimum: Array, maximum: Array) -> None:
     """Let minimum and maximum (C,) float32 take in elements, the least and largest of which are given as ordered bits."""
-    _compiled().widen(low, high, minimum, maximum)
+    _counting().widen(low, high, minimum, maximum)
 
 
 def tally_types() -> tuple[np.dtype, np.dtype, np.dtype]:
     """What a tally's memory is made of: its header, its records, and what a node of the op `count_input` is told by."""
-    return _compiled().HEADER, _compiled().RECORD, _compiled().OP
+    return _counting().HEADER, _counting().RECORD, _counting().OP
 
 
 def count_input() -> int:
     """The address of a C function of (kernel, context) that counts the input of an op of onnxruntime's, see tally.py."""
-    return int(_compiled().count_input.address)
+    return int(_counting().count_input.address)
 
 
 def ends_of(records: Array, ends: Array) -> bool:
@@ -63,32 +63,32 @@ def ends_of(records: Array, ends: Array) -> bool:
 
     Records that counted nothing get (inf, -inf).
     """
-    return bool(_compiled().ends_of(records, ends))
+    return bool(_counting().ends_of(records, ends))
 
 
 def widen_by(records: Array) -> None:
     """Let the minimum and maximum of the channels of each record that counted something take in what it counted."""
-    _compiled().widen_by(records)
+    _counting().widen_by(records)
 
 
 def carry(limbs: Array) -> None:
     """Bring fixed-point numbers, limbs (n, channels) int64 of 32 bits, into the one form that each has."""
-    _compiled().carry(limbs)
+    _counting().carry(limbs)
 
 
 def excess(x: Array, codes: Array, channel: Array, pair: Array, lost: Array) -> None:
     """Add to lost (N, R) what 16-bit saturation takes from each pair: x (K, R) and codes (N, K) int32."""
-    _compiled().excess(x, codes, channel, pair, lost)
+    _quantizing().excess(x, codes, channel, pair, lost)
 
 
 def squared_error(lower: Array, upper: Array, count: Array, rmin: Array, rmax: Array, levels: int) -> Array:
     """observers.squared_error over bins (B,) for candidate ranges (n,), all float64 -> (n,)."""
-    return _compiled().squared_error(lower, upper, count, rmin, rmax, float(levels))
+    return _quantizing().squared_error(lower, upper, count, rmin, rmax, float(levels))
 
 
 def energies(rows: Array) -> Array:
     """The sum of squares and the largest magnitude of each row of rows (n, k) float32 -> (2, n) float64."""
-    return _compiled().energies(rows)
+    return _quantizing().energies(rows)
 
 
 def rounding_errors(rows: Array, scale: Array, low: Array, high: Array, total: Array) -> None:
@@ -96,7 +96,7 @@ def rounding_errors(rows: Array, scale: Array, low: Array, high: Array, total: A
 
     All float32, but float64 for the total.
     """
-    _compiled().rounding_errors(rows, scale, low, high, total)
+    _quantizing().rounding_errors(rows, scale, low, high, total)
 
 
 def round_block(
@@ -108,9 +108,14 @@ def round_block(
     (G, M), all float32; low and high (G, M) int32 are the least and largest codes; pair_limit, if not 0, is the largest
     magnitude that the sum of codes 2j and 2j + 1 may get.
     """
-    return int(_compiled().round_block(codes, gradient, moments, change, scale, low, high, pair_limit))
+    return int(_quantizing().round_block(codes, gradient, moments, change, scale, low, high, pair_limit))
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Any:
-    return import_module("onnxq.compiled")
+def _counting() -> Any:
+    return import_module("onnxq.compiled.counting")
+
+
+@lru_cache(maxsize=1)
+def _quantizing() -> Any:
+    return import_module("onnxq.compiled.quantizing")

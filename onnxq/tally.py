@@ -1,9 +1,9 @@
 """Tally: memory in which the runtime's own threads count the tensors of a model while it runs.
 
-The op `count_input` of compiled.py reads a tensor as soon as it is made, while it is in the cache, and counts it into
-sketches by the addresses of their arrays, which a tally holds. Nothing is kept of the tensor, and Python is not asked; but
-for what is out of the ordinary: elements that are no float32, the first array of a tensor, another number of channels, more
-exponents than there are pages for.
+The op `count_input` of compiled/counting.py reads a tensor as soon as it is made, while it is in the cache, and counts it
+into sketches by the addresses of their arrays, which a tally holds. Nothing is kept of the tensor, and Python is not asked;
+but for what is out of the ordinary: elements that are no float32, the first array of a tensor, another number of channels,
+more exponents than there are pages for.
 """
 
 from __future__ import annotations

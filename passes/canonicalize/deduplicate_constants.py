@@ -43,7 +43,7 @@ class DeduplicateConstants(Pass):
             if values.dtype.kind == "O":  # strings
                 continue
             content = _bytes(values)
-            alike = different[values.dtype.str, values.shape, crc32(content[:CHECKED])]
+            alike = different[values.dtype.str, values.shape, crc32(content[:CHECKED].tobytes())]
             twin = next((other for other in alike if np.array_equal(_bytes(np.asarray(other.values)), content)), None)
             if twin is None:
                 alike.append(tensor)
