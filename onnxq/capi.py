@@ -29,6 +29,7 @@ PATH, encode = (ctypes.c_wchar_p, str) if os.name == "nt" else (c_char_p, os.fse
 Out, Names, Dims = POINTER(c_void_p), POINTER(c_char_p), POINTER(c_int64)
 FUNCTIONS: Mapping[str, tuple[int, tuple[Any, ...]]] = {  # name -> its place in OrtApi, and what it takes
     "CreateEnv": (3, (c_int, c_char_p, Out)),
+    "DisableTelemetryEvents": (6, (c_void_p,)),
     "CreateSession": (7, (c_void_p, PATH, c_void_p, Out)),
     "Run": (9, (c_void_p, c_void_p, Names, Out, c_size_t, Names, c_size_t, Out)),
     "CreateSessionOptions": (10, (Out,)),
@@ -80,6 +81,7 @@ class Api:
         self._code = ctypes.CFUNCTYPE(c_int, c_void_p)(self._table[GET_ERROR_CODE])
         self._message = ctypes.CFUNCTYPE(c_char_p, c_void_p)(self._table[GET_ERROR_MESSAGE])
         self.environment = self.made("CreateEnv", FATAL, b"onnxq")
+        self("DisableTelemetryEvents", self.environment)
         self.memory = self.made("CreateCpuMemoryInfo", CPU_ALLOCATOR, CPU_MEMORY)
 
     def __call__(self, name: str, *arguments: Any) -> None:
@@ -241,7 +243,10 @@ class Session:
         found("IsTensor", value, byref(is_tensor))
         if not is_tensor.value:
             return None
-        info = found.made("GetTensorTypeAndShape", value)
+        try:
+            info = found.made("GetTensorTypeAndShape", value)
+        except ApiError:  # of an Optional without content, which calls itself a tensor
+            return None
         try:
             found("GetTensorElementType", info, byref(kind))
             found("GetDimensionsCount", info, byref(rank))

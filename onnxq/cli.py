@@ -67,7 +67,7 @@ Feedback = Annotated[
     typer.Option("--feedback", metavar="OUTPUT=INPUT", help="A state: an output that the next sample takes in; repeatable."),
 ]
 MemoryLimit = Annotated[
-    str | None, typer.Option("--memory-limit", metavar="SIZE", help="Of activations held at once, e.g. 2GB.")
+    str | None, typer.Option("--memory-limit", metavar="SIZE", help="Of activations kept at once, where they are, e.g. 2GB.")
 ]
 CustomOps = Annotated[
     list[Path] | None,

@@ -16,7 +16,7 @@ from onnxq.data import Sample
 from onnxq.equalization import Scaled, known_as
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.exposure import Exposed
-from onnxq.sketch import TensorSketch
+from onnxq.sketch import Look, TensorSketch
 from onnxq.tally import Tally
 from onnxq.watching import Watched, is_possible
 
@@ -50,11 +50,11 @@ def computed(names: Iterable[str], scaled: Mapping[str, Scaled]) -> list[str]:
 
 @dataclass
 class Part:
-    """What one thread collects of a job."""
+    """What one thread collects of a job. It is broken where a sample was neither counted whole nor taken away whole."""
 
     found: Calibration
     tally: Tally | None = None
-    is_broken: bool = False  # what a sample added could not be taken away again
+    is_broken: bool = False
 
 
 class Collector:
@@ -74,28 +74,43 @@ class Collector:
         return Part(found, None if self._watched is None else self._watched.tally(found.sketches))
 
     def add(self, index: int, sample: Sample, part: Part) -> None:
-        """Run the model on a sample and count what it makes."""
+        """Run the model on a sample and count what it makes, all of it or nothing.
+
+        Raises CalibrationError, ModelError; where what it counted could not be taken away again, the part is broken then.
+        """
         given = {name: value for name, value in sample.feed.items() if name in self._inputs}
         counted: _Held | _Tallied
         if self._watched is None:
-            outputs = self._exposed.run(sample.feed, sample.where)
-            counted = _Held(self.job, part, {**outputs, **given}, sample.where)
+            counted = _Held(self.job.axes, self.job, part, {**self._exposed.run(sample.feed, sample.where), **given}, sample)
         else:
             counted = _Tallied(self.job, part, self._watched, sample, given)
-            outputs = counted.outputs
+        was_broken, part.is_broken = part.is_broken, True
+        try:
+            counted.count()
+        except Exception:
+            part.is_broken = was_broken or not counted.undo()
+            raise
         spoilt = counted.spoilt()
-        if spoilt and self.job.on_nonfinite != "ignore":
-            first = min(spoilt, key=list(self.job.axes).index)
-            why = f"{counted.drop(first) or 'NaN or infinity'} in tensor {known_as(first)} at {sample.where}"
-            if self.job.on_nonfinite == "error":
-                raise CalibrationError(
-                    f"{why}: no range represents it; check the data and its preprocessing, or give --on-nonfinite skip to "
-                    "leave out such samples"
-                )
-            part.found.skipped[index] = why
+        if not spoilt or self.job.on_nonfinite == "ignore":
+            counted.take(index)
+            energy = _energy(counted.outputs, self.job.public)
+            part.found.keep_feed(index, sample.feed, hash_of_feed(sample.feed), energy)
+            part.is_broken = was_broken
             return
-        counted.take(index)
-        part.found.keep_feed(index, sample.feed, hash_of_feed(sample.feed), _energy(outputs, self.job.public))
+        first = min(spoilt, key=list(self.job.axes).index)
+        part.is_broken = was_broken or not counted.undo(first)
+        why = f"{counted.flaw or 'NaN or infinity'} in tensor {known_as(first)} at {sample.where}"
+        if self.job.on_nonfinite == "error":
+            raise CalibrationError(
+                f"{why}: no range represents it; check the data and its preprocessing, or give --on-nonfinite skip to "
+                "leave out such samples"
+            )
+        if part.is_broken:
+            raise CalibrationError(
+                f"{why}, and the sample cannot be left out: a second run of the model on it gave other values than the "
+                "first, or failed; remove that sample from the data"
+            )
+        part.found.skipped[index] = why
 
 
 def watched(
@@ -116,56 +131,62 @@ def config_of(threads: int) -> Mapping[str, str]:
 
 
 class _Held:
-    """Tensors of a sample that are held, and counted: all of them are taken then, or dropped again."""
+    """Tensors of a sample that are held, and counted: all of them are taken then, or none."""
 
-    def __init__(self, job: Job, part: Part, values: Mapping[str, Any], where: str) -> None:
-        self._sketches = part.found.sketches
+    def __init__(self, names: Iterable[str], job: Job, part: Part, values: Mapping[str, Any], sample: Sample) -> None:
+        self.outputs, self.flaw, self._where, self._counts = values, "", sample.where, False
+        self._sketches = {name: part.found.sketches[name] for name in names}
         self._arrays: dict[str, np.ndarray | Blocks] = {}
+        self._looks: dict[str, Look] = {}
         for name, sketch in self._sketches.items():
             scaled = job.scaled.get(name)
-            source = name if scaled is None else scaled.of
-            if source not in values:
-                continue
-            value = values[source] if scaled is None else scaled.value(values[source])
+            value = values[name] if scaled is None else scaled.value(values[scaled.of])
             if isinstance(value, Blocks) or (value.dtype.kind == "f" and value.size):
                 self._arrays[name] = sketch.countable(value)
+
+    def count(self) -> None:
+        for name, array in self._arrays.items():  # before any of them counts this sample
+            self._sketches[name].check(array, f"at {self._where}, tensor {name}: ")
+        self._counts = True
         for name, array in self._arrays.items():
-            self._sketches[name].check(array, f"at {where}, tensor {name}: ")  # before any of them counts this sample
-        self._looks = {name: self._sketches[name].look(array) for name, array in self._arrays.items()}
+            self._looks[name] = self._sketches[name].look(array)
 
     def spoilt(self) -> list[str]:
         """The tensors with elements that are not finite."""
         return [name for name, look in self._looks.items() if not look.is_finite]
 
     def take(self, index: int) -> None:
+        """Take what was counted into the sketches, as sample number `index`."""
         for name, look in self._looks.items():
             if look.is_finite:
                 self._sketches[name].take(look, index)
             else:
                 self._sketches[name].take_finite(self._arrays[name], index)
 
-    def drop(self, first: str) -> str:
-        """Take away what was counted; what there is in tensor `first` that is not finite."""
-        for name, array in self._arrays.items():
-            self._sketches[name].drop(array)
-        return _flaw(self._arrays[first]) if first in self._arrays else ""
+    def undo(self, first: str = "") -> bool:
+        """Take away what was counted, and tell by `flaw` what there is in tensor `first`; whether that was all."""
+        for name in self._looks:
+            self._sketches[name].drop(self._arrays[name])
+        self.flaw = _flaw(self._arrays[first]) if first in self._arrays else ""
+        return not self._counts or len(self._looks) == len(self._arrays)
 
 
 class _Tallied:
-    """The same of tensors that were counted in the run; another run of the sample, which is rare, shows them again."""
+    """The same of tensors that are counted in the run; another run of the sample, which is rare, shows them again."""
 
     def __init__(self, job: Job, part: Part, session: Watched, sample: Sample, given: Mapping[str, Any]) -> None:
         assert part.tally is not None
-        self._part, self._tally, self._session, self._sample = part, part.tally, session, sample
-        try:
-            self.outputs = session.run(sample.feed, self._tally, sample.where)
-            self._held = _Held(job, part, given, sample.where)
-        except BaseException:
-            self._drop_own("")
-            raise
-        self._spoilt = self._tally.spoilt()
+        self.outputs: Mapping[str, Any] = {}
+        self._tally, self._session, self._sample = part.tally, session, sample
+        own = {reading.sketch for reading in session.readings}
+        self._held = _Held([name for name in job.axes if name not in own], job, part, given, sample)
+
+    def count(self) -> None:
+        self.outputs = self._session.run(self._sample.feed, self._tally, self._sample.where)
+        self._held.count()
 
     def spoilt(self) -> list[str]:
+        self._spoilt = self._tally.spoilt()
         return [*(self._tally.readings[k].sketch for k in self._spoilt), *self._held.spoilt()]
 
     def take(self, index: int) -> None:
@@ -178,23 +199,25 @@ class _Tallied:
             self._session.run(self._sample.feed, self._tally, self._sample.where, add_finite)
         self._held.take(index)
 
-    def drop(self, first: str) -> str:
-        return self._held.drop(first) + self._drop_own(first)
-
-    def _drop_own(self, first: str) -> str:
-        left, flaws = self._tally.counted(), []
+    def undo(self, first: str = "") -> bool:
+        if self._tally.is_lost:
+            return False
+        left = self._tally.counted()
+        flaws = []
 
         def drop(k: int, array: np.ndarray | Blocks) -> None:
             if k in left:
-                self._tally.sketches[k].drop(array)
-                left.remove(k)
+                look = self._tally.sketches[k].drop(array)
+                if np.array_equal((look.low, look.high, look.size), left[k], equal_nan=True):
+                    del left[k]
                 if self._tally.readings[k].sketch == first:
                     flaws.append(_flaw(array))
 
         with suppress(ModelError):  # as from the run before it, which got as far
             self._session.run(self._sample.feed, self._tally, self._sample.where, drop)
-        self._part.is_broken = bool(left)
-        return "".join(flaws)
+        rest = self._held.undo(first)
+        self.flaw = self._held.flaw or "".join(flaws)
+        return rest and not left
 
 
 def _flaw(value: np.ndarray | Blocks) -> str:

@@ -43,7 +43,7 @@ class Pages:
 
     def count(self, blocks: np.ndarray, first: int, extent: Extent, total: np.ndarray, sign: int, *, is_new: bool) -> None:
         """Add the elements of some blocks, or take them away, and see how far they reach; `is_new` if they are the first."""
-        tables, seen = scratch()
+        tables, seen = _scratch()
         mine = (self._slots, self._rows, self._used)
         used = kernels.observe(blocks, first, is_new, extent.low, extent.high, total, tables, seen, *mine, sign)
         while used < 0:
@@ -78,7 +78,7 @@ class Pages:
 _local = threading.local()
 
 
-def scratch() -> tuple[np.ndarray, np.ndarray]:
+def _scratch() -> tuple[np.ndarray, np.ndarray]:
     """The tables of this thread, which are all zero between two uses, and how far what they hold reaches."""
     if not hasattr(_local, "tables"):
         _local.tables = new_scratch()

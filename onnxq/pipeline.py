@@ -159,11 +159,12 @@ def calibrate(
     """Collect the statistics that `quantize(calibration=...)` needs, so that the data is read once. Raises OnnxqError.
 
     `on_nonfinite` says what to do with a sample that makes NaN or infinity somewhere: raise an error, skip the sample, or
-    ignore those elements. `memory_limit` bounds, in bytes, the activations held at once. `checkpoint` is a folder in which
-    progress is kept, and found again after an interrupt. `executor` is a concurrent.futures.Executor, or a function that
-    makes one; the result is the same bit for bit. `feedback` names outputs that are inputs of the next sample (output ->
-    input), which the samples then need not hold: see data.fed_back. `custom_op_library` is as in `quantize`; workers
-    load the libraries at the same paths. An interrupt writes what was collected beside `output`, as *.partial.calib.
+    ignore those elements. `memory_limit` bounds, in bytes, the activations kept at once, where they are not counted while
+    the model runs. `checkpoint` is a folder in which progress is kept, and found again after an interrupt. `executor` is a
+    concurrent.futures.Executor, or a function that makes one; the result is the same bit for bit. `feedback` names outputs
+    that are inputs of the next sample (output -> input), which the samples then need not hold: see data.fed_back.
+    `custom_op_library` is as in `quantize`; workers load the libraries at the same paths. An interrupt writes what was
+    collected beside `output`, as *.partial.calib.
     """
     runtime.register_custom_ops(custom_op_library)
     chosen = load_recipe(recipe, target=target, mode="static")

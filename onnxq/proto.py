@@ -15,8 +15,8 @@ FOLDER = "onnxq.weights_folder"  # the metadata key
 OWN_INITIALIZERS = 4  # the first ir_version in which an initializer need not be an input too
 
 
-def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Every body in the graph, those in other bodies too."""
+def bodies(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto]:
+    """Every body in the graph or function, those in other bodies too."""
     for node in graph.node:
         yield from bodies_of(node)
 

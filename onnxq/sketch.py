@@ -135,17 +135,16 @@ class TensorSketch:
             x = x.plain()
         return np.require(x, np.float32, ["C", "W"])
 
-    def look(self, x: np.ndarray | Blocks) -> Look:
+    def look(self, x: np.ndarray | Blocks, sign: int = 1) -> Look:
         """Count the elements of a countable array that was checked, which either is taken then, or dropped again."""
         if not x.size:
             return Look(None, np.inf, -np.inf, 0)
-        extent = observe(x, self._axis_of(x), self.pages, self._total_for(x))
+        extent = observe(x, self._axis_of(x), self.pages, self._total_for(x), sign)
         return Look(None if self._axis_of(x) is None else extent, *extent.ends(), x.size)
 
-    def drop(self, x: np.ndarray | Blocks) -> None:
-        """Take away what was counted when the array was looked at."""
-        if x.size:
-            observe(x, self._axis_of(x), self.pages, self._total_for(x), -1)
+    def drop(self, x: np.ndarray | Blocks) -> Look:
+        """Take away what was counted when the array was looked at, and see it again."""
+        return self.look(x, -1)
 
     def take(self, look: Look, feed: int) -> None:
         """Add the rest that is known of an array that was looked at, all of which is finite."""
@@ -178,14 +177,17 @@ class TensorSketch:
         return self.channels.total
 
     def check(self, x: np.ndarray | Blocks, where: str = "") -> None:
-        """Raise CalibrationError unless x has as many channels as what was seen so far."""
-        if self.channel_axis is None or self.channels is None or not self.channels.count or not x.ndim:
+        """Raise CalibrationError unless x has the axis of the channels, and as many of them as what was seen so far."""
+        axis = self.channel_axis
+        if axis is None or not x.ndim:
             return
-        before, now = len(self.channels.minimum), x.shape[self.channel_axis]
+        if not -x.ndim <= axis < x.ndim:
+            raise CalibrationError(f"{where}there is no axis {axis} of channels: it is of rank {x.ndim}")
+        if self.channels is None or not self.channels.count:
+            return
+        before, now = len(self.channels.minimum), x.shape[axis]
         if before != now:
-            raise CalibrationError(
-                f"{where}the number of channels changes from {before} to {now} along axis {self.channel_axis}"
-            )
+            raise CalibrationError(f"{where}the number of channels changes from {before} to {now} along axis {axis}")
 
     def _count_nonfinite(self, x: np.ndarray | Blocks) -> tuple[float, float]:
         """Count what is not finite, and sum up the rest; the (minimum, maximum) of the rest."""

@@ -9,8 +9,10 @@ more exponents than there are pages for.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +20,13 @@ from onnxq import kernels
 from onnxq.blocks import Blocks
 from onnxq.capi import array_at
 from onnxq.equalization import Scaled
+from onnxq.errors import CalibrationError
 from onnxq.pages import new_scratch
 from onnxq.sketch import Look, TensorSketch
 
 ASK = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
 TAKE, GROW = 0, 1  # what compiled code asks for
+FINE, FAILED = 0, 2  # of a header; in between it is busy, or an exception left it so
 Visit = Callable[[int, np.ndarray | Blocks], None]  # the number of a reading, and the tensor
 
 
@@ -47,10 +51,11 @@ class Tally:
         self._factors = [None if r.scaled is None else np.array(r.scaled.factors, np.float32) for r in readings]
         self._ends = np.empty((len(readings), 2))
         self._looks: dict[int, Look] = {}  # of arrays that Python took in, by reading
-        self._visit: Visit = self._look
+        self._visit: Visit | None = None
         self._where = ""
         self._error: BaseException | None = None
-        self._scratch, self._ask = new_scratch(), ASK(self._asked)
+        self.is_lost = False  # whether it is unknown what the last run counted
+        self._scratch, self._ask = new_scratch(), _asking(self)
         self._header = np.zeros(1, header)
         tables, seen = self._scratch
         for name, address in (
@@ -69,16 +74,19 @@ class Tally:
     def begin(self, where: str, visit: Visit | None = None) -> None:
         """Before a run of a sample: count what it makes, or, where a function is given, show that every array instead."""
         self._where = where
-        self._header["asks_always"], self._header["failed"] = visit is not None, 0
-        self._visit, self._error = visit or self._look, None
+        self._header["asks_always"], self._header["failed"] = visit is not None, FINE
+        self._visit, self._error = visit, None
         if visit is None:
             self._records["size"] = 0
             self._looks.clear()
 
     def end(self) -> None:
-        """After a run. Raises what a function that was shown an array raised."""
+        """After a run. Raises what a function that was shown an array raised, and CalibrationError where counting failed."""
         for sketch, used in zip(self.sketches, self._records["used"].tolist(), strict=True):
             sketch.pages.use(used)
+        if self._error is None and self._header["failed"][0] != FINE:
+            self.is_lost = True
+            raise CalibrationError(f"a tensor of {self._where} could not be counted, probably for lack of memory")
         if self._error is not None:
             raise self._error
 
@@ -90,9 +98,12 @@ class Tally:
             found += np.flatnonzero(counted & ~np.isfinite(self._ends).all(1)).tolist()
         return sorted(found)
 
-    def counted(self) -> set[int]:
-        """The readings that have elements at all."""
-        return {*np.flatnonzero(self._records["size"]).tolist(), *self._looks}
+    def counted(self) -> dict[int, tuple[float, float, int]]:
+        """Least element, largest and number of elements of each reading that has any."""
+        kernels.ends_of(self._records, self._ends)
+        sizes = self._records["size"]
+        found = {int(k): (*self._ends[k].tolist(), int(sizes[k])) for k in np.flatnonzero(sizes)}
+        return {**found, **{k: (look.low, look.high, look.size) for k, look in self._looks.items() if look.size}}
 
     def take(self, index: int, spoilt: Collection[int]) -> None:
         """Take what was counted into the sketches, as sample number `index`, but for the spoilt readings."""
@@ -131,17 +142,21 @@ class Tally:
             ("by_channel", by_channel), ("axis", sketch.channel_axis or 0), ("blocked", reading.channels or 0),
             ("channels", channels), ("low", low.ctypes.data), ("high", high.ctypes.data),
             ("total", total.memory.ctypes.data), ("factors", 0 if factors is None else factors.ctypes.data),
+            ("number", 0 if factors is None else len(factors)),
             ("slots", slots.ctypes.data), ("rows", rows.ctypes.data), ("capacity", len(rows)), ("used", used),
         ):  # fmt: skip
             record[name] = number
 
-    def _asked(self, what: int, k: int, kind: int, data: int, rank: int, dims: int) -> None:
+    def asked(self, what: int, k: int, kind: int, data: int, rank: int, dims: int) -> None:
+        """Do what compiled code asks for: `what`, for reading k, of the array at an address."""
         try:
             pages = self.sketches[k].pages
             pages.use(int(self._records["used"][k]))
             if what == GROW:
+                self.is_lost = True  # until it is done: what is counted already is not in the pages
                 pages.grow()
                 self._bind(k)
+                self.is_lost = False
                 return
             shape = tuple((ctypes.c_int64 * rank).from_address(dims)) if rank else ()
             found = array_at(data, kind, shape)
@@ -150,12 +165,24 @@ class Tally:
             reading = self.readings[k]
             array = found if reading.channels is None else Blocks.of(found, reading.channels, self._lanes)
             array = array if reading.scaled is None else reading.scaled.value(array)
-            self._visit(k, self.sketches[k].countable(array))
+            (self._visit or self._look)(k, self.sketches[k].countable(array))
             self._bind(k)
         except BaseException as error:  # Ctrl-C too: nothing can be raised through the runtime
             self._error = error
-            self._header["failed"] = 1
+            self._header["failed"] = FAILED
 
     def _look(self, k: int, array: np.ndarray | Blocks) -> None:
         self.sketches[k].check(array, f"at {self._where}, tensor {self.readings[k].sketch}: ")
         self._looks[k] = self.sketches[k].look(array)
+
+
+def _asking(tally: Tally) -> Any:
+    """The C function by which compiled code asks a tally; it does not keep it alive, as it is one of its parts."""
+    known = weakref.ref(tally)
+
+    def ask(*what: int) -> None:
+        found = known()
+        if found is not None:
+            found.asked(*what)
+
+    return ASK(ask)

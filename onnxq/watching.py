@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 import onnx
@@ -17,12 +18,12 @@ from onnxq import capi, kernels, runtime
 from onnxq.equalization import Scaled
 from onnxq.errors import ModelError
 from onnxq.exposure import lanes, made_of, optimized
-from onnxq.proto import bodies_of, tensor_type_of
+from onnxq.proto import bodies
 from onnxq.sketch import TensorSketch
 from onnxq.tally import Reading, Tally, Visit
 
 DOMAIN, OBSERVE = "onnxq", "Observe"
-TALLY = "onnxq_tally"  # the input by which a run is told of its tally
+TALLY = "onnxq_tally_"  # and a number: the input by which a run is told of its tally
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 NUMBERS = {
     getattr(TensorProto, name)
@@ -39,19 +40,18 @@ def is_possible(proto: onnx.ModelProto) -> bool:
     """
     given = {t.name for t in proto.graph.initializer}
     inputs = [i.type for i in proto.graph.input if i.name not in given]
+    nodes = (n for top in (proto.graph, *proto.functions) for part in (top, *bodies(top)) for n in part.node)
     return (
         capi.api() is not None
         and not runtime.custom_op_libraries
-        and all(i.HasField("tensor_type") and tensor_type_of(i).elem_type in NUMBERS for i in inputs)
-        and not any(n.op_type in RANDOM for part in (proto.graph, *proto.functions) for n in _nodes(part.node))
+        and all(i.HasField("tensor_type") and i.tensor_type.elem_type in NUMBERS for i in inputs)
+        and not any(node.op_type in RANDOM or _trains(node) for node in nodes)
     )
 
 
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for body in bodies_of(node):
-            yield from _nodes(body.node)
+def _trains(node: onnx.NodeProto) -> bool:
+    """Whether it is a Dropout that may be asked to drop something."""
+    return node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2])
 
 
 class Watched:
@@ -78,14 +78,15 @@ class Watched:
         with optimized(proto, wanted, everything) as (path, places):
             model = onnx.load(path, load_external_data=False)
             nodes = []
+            taken = {name for node in model.graph.node for name in node.output} | {i.name for i in model.graph.input}
+            self._told = next(name for k in count() if (name := f"{TALLY}{k}") not in taken)
             for tensor in wanted:
                 place, first = places[tensor], len(self.readings)
                 self.readings += [Reading(name, scaled.get(name), place.channels) for name in by_tensor[tensor]]
                 nodes.append(helper.make_node(
-                    OBSERVE, [place.output, TALLY], [], f"{OBSERVE}_{first}", domain=DOMAIN, first=first,
-                    number=len(by_tensor[tensor]),
+                    OBSERVE, [place.output, self._told], [], domain=DOMAIN, first=first, number=len(by_tensor[tensor]),
                 ))  # fmt: skip
-            _watch(model, self._public, nodes)
+            _watch(model, self._public, nodes, self._told)
             onnx.save(model, path)
             try:
                 self._session = capi.Session(path, _observe(), threads=threads, config=config or {})
@@ -105,15 +106,15 @@ class Watched:
         given = {name: np.asarray(feed[name]) for name in self.inputs if name in feed}
         tally.begin(where, visit)
         try:
-            found = self._session.run({**given, TALLY: tally.place}, self._public)
-        except capi.ApiError as error:
+            found = self._session.run({**given, self._told: tally.place}, self._public)
+        except (capi.ApiError, TypeError, ValueError) as error:  # the latter of what is no array of numbers
             tally.end()
             raise runtime.run_error(error, where) from error
         tally.end()
         return found
 
 
-def _watch(model: onnx.ModelProto, public: list[str], nodes: list[onnx.NodeProto]) -> None:
+def _watch(model: onnx.ModelProto, public: list[str], nodes: list[onnx.NodeProto], told: str) -> None:
     """Leave the outputs of the model, and let these nodes read the others.
 
     They come last and the first of them at the very end: onnxruntime orders a graph from its last leaf on, so it runs each
@@ -123,7 +124,7 @@ def _watch(model: onnx.ModelProto, public: list[str], nodes: list[onnx.NodeProto
     kept = [o for o in graph.output if o.name in public]
     del graph.output[:]
     graph.output.extend(kept)
-    graph.input.append(helper.make_tensor_value_info(TALLY, TensorProto.INT64, [1]))
+    graph.input.append(helper.make_tensor_value_info(told, TensorProto.INT64, [1]))
     graph.node.extend(reversed(nodes))
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +15,7 @@ import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 import onnxq
 import onnxq.collector
@@ -21,6 +26,8 @@ from onnxq.collector import Axes, Collector, Nonfinite, watched
 from onnxq.data import Sample
 from onnxq.equalization import Scaled
 from onnxq.errors import CalibrationError, ModelError, OnnxqError
+from onnxq.pages import Pages
+from onnxq.tally import Tally, Visit
 from onnxq.watching import Watched, is_possible
 
 NET = onnx.parser.parse_model(
@@ -158,21 +165,134 @@ def test_a_run_that_fails_leaves_nothing() -> None:
     assert "sample 2" in str(found[0])
 
 
-def test_what_cannot_be_taken_away_again_is_lost_with_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = [Sample({"x": np.full((1, 1, 3), v, np.float32)}, None, f"sample {k}") for k, v in enumerate([1, 2, np.nan])]
-    run = Watched.run
-
-    def failing(self: Watched, feed: object, tally: object, where: str, visit: object = None) -> object:
-        if visit is not None:
-            raise ModelError("out of memory")
-        return run(self, feed, tally, where)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Watched, "run", failing)
+def rerun(
+    monkeypatch: pytest.MonkeyPatch, times: int, result: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+) -> None:
+    """Let the first few second runs of samples see other feeds."""
+    run, left = Watched.run, [None] * times
     monkeypatch.setattr(onnxq.collection, "lanes_here", lambda *_: (1, 1))
-    with pytest.raises(CalibrationError, match="NaN") as stop:
-        collect(NET, {"a": 1, "f": None}, samples, Collecting(threads=1))
+
+    def other(self: Watched, feed: dict[str, np.ndarray], tally: Tally, where: str, visit: Visit | None = None) -> Any:
+        if visit is not None and left:
+            left.pop()
+            feed = result(feed)
+        return run(self, feed, tally, where, visit)
+
+    monkeypatch.setattr(Watched, "run", other)
+
+
+def failing(_: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    raise ModelError("out of memory")
+
+
+def of_values(*values: float) -> list[Sample]:
+    feeds = [{"x": np.array([[[v, 1, 2]]], np.float32)} for v in values]
+    return [Sample(feed, None, f"sample {k}") for k, feed in enumerate(feeds)]
+
+
+@pytest.mark.parametrize("result", [failing, lambda feed: {"x": feed["x"] + 1}], ids=["fails", "differs"])
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("on_nonfinite", ["error", "skip"])
+def test_what_cannot_be_taken_away_again_is_lost_with_its_part(
+    result: Callable[..., Any], workers: int, on_nonfinite: Nonfinite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rerun(monkeypatch, 1, result)
+    told = "NaN" if on_nonfinite == "error" else "cannot be left out: .* other values .*, or failed; remove that sample"
+    with ThreadPoolExecutor(1) as pool:
+        how = Collecting(threads=1, on_nonfinite=on_nonfinite, executor=pool if workers else None)
+        with pytest.raises(CalibrationError, match=told) as stop:
+            collect(NET, {"a": 1, "f": None}, of_values(1, 2, np.nan, 3, np.nan), how)
+    partial = stop.value.partial  # type: ignore[attr-defined]
+    assert partial.feeds == {}
+    assert partial.sketches["a"].count == 0
+
+
+def test_a_sample_that_was_half_ignored_is_lost_with_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    rerun(monkeypatch, 1, failing)
+    with pytest.raises(ModelError, match="out of memory") as stop:
+        collect(NET, {"a": 1, "f": None}, of_values(1, np.nan, 2), Collecting(threads=1, on_nonfinite="ignore"))
     assert stop.value.partial.feeds == {}  # type: ignore[attr-defined]
+
+
+def test_what_was_counted_when_memory_ran_out_is_lost_with_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Pages) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(onnxq.collection, "lanes_here", lambda *_: (1, 1))
+    feeds = [np.ones(50), 2.0 ** np.arange(-60, 60)]
+    samples = [Sample({"x": x.astype(np.float32).reshape(1, 1, -1)}, None, f"sample {k}") for k, x in enumerate(feeds)]
+    monkeypatch.setattr(Pages, "grow", full)
+    with pytest.raises(MemoryError) as stop:
+        collect(NET, {"a": 1, "f": None}, samples, Collecting(threads=1))
     assert stop.value.partial.sketches["a"].count == 0  # type: ignore[attr-defined]
+
+
+def test_an_exception_of_compiled_code_is_one_of_the_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no memory for it, the op is left in the middle of its work."""
+    run = capi.Session.run
+
+    def leaves(self: capi.Session, *arguments: Any) -> Any:
+        found = run(self, *arguments)
+        tallies[-1]._header["failed"] = 1
+        return found
+
+    tallies: list[Tally] = []
+    begin = Tally.begin
+    monkeypatch.setattr(Tally, "begin", lambda self, *given: tallies.append(self) or begin(self, *given))
+    monkeypatch.setattr(capi.Session, "run", leaves)
+    with pytest.raises(CalibrationError, match="a tensor of sample 0 could not be counted, probably for lack of memory"):
+        collect(NET, {"a": 1}, of_values(1), Collecting(threads=1))
+
+
+@pytest.mark.parametrize("axes", [{"b": 2}, {"a": -3}])
+def test_a_rank_without_the_axis_of_channels_is_an_error(axes: Axes) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> net (float[N] x, int64[M] s) => (float y) '
+        "{ a = Reshape (x, s) b = Neg (a) y = ReduceSum <keepdims = 0> (b) }"
+    )
+    x = np.ones(6, np.float32)
+    feeds = [{"x": x, "s": np.array(s)} for s in ([2, 3, 1], [3, 2])]
+    found = [counted(proto, axes, feeds, held=held) for held in (False, True)]
+    assert_same(*found)
+    assert "there is no axis" in str(found[0])
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 300_000)])
+def test_factors_that_do_not_fit_a_tensor_are_not_read_beyond_their_end(shape: tuple[int, ...]) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> net (float[N] x, int64[M] s) => (float y) '
+        "{ a = Reshape (x, s) y = ReduceSum <keepdims = 0> (a) }"
+    )
+    scaled = {"scaled": Scaled("a", (0.5, 4.0, 1.0))}
+    feeds = [{"x": np.ones(prod(s), np.float32), "s": np.array(s)} for s in ((2, 3), shape)]
+    for held in (False, True):
+        if len(shape) == 1:
+            assert counted(proto, {"scaled": None}, feeds, held=held, scaled=scaled)
+        else:
+            with pytest.raises(ValueError, match="broadcast"):
+                counted(proto, {"scaled": None}, feeds, held=held, scaled=scaled)
+
+
+def test_an_optional_without_content_is_an_output_like_others() -> None:
+    kind = helper.make_tensor_type_proto(1, [2])
+    nodes = [helper.make_node("Optional", [], ["o"], type=kind), helper.make_node("Relu", ["x"], ["y"])]
+    outputs = [
+        helper.make_value_info("o", helper.make_optional_type_proto(kind)),
+        helper.make_tensor_value_info("y", 1, ["N"]),
+    ]
+    graph = helper.make_graph(nodes, "net", [helper.make_tensor_value_info("x", 1, ["N"])], outputs)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    found = counted(proto, {"y": None}, [{"x": np.ones(3, np.float32)}], held=False)
+    assert isinstance(found, Calibration)
+    assert found.sketches["y"].count == 3
+
+
+def test_a_tally_goes_with_its_part() -> None:
+    """At once: it is a megabyte, and the collector of garbage may be off while samples are collected."""
+    session = watched(NET, ["a"], {}, (), 1)
+    assert session is not None
+    tally = weakref.ref(session.tally({"a": onnxq.collector.TensorSketch(1)}))
+    assert tally() is None
 
 
 @pytest.mark.parametrize(
@@ -180,6 +300,8 @@ def test_what_cannot_be_taken_away_again_is_lost_with_its_part(monkeypatch: pyte
     [
         ("net (float[N] x) => (float[N] y) { y = Relu (x) }", True),
         ("net (float[N] x) => (float[N] y) { r = RandomNormalLike (x) y = Add (x, r) }", False),
+        ("net (float[N] x, bool t) => (float[N] y) { y = Dropout (x, , t) }", False),
+        ("net (float[N] x) => (float[N] y) { y = Dropout (x) }", True),
         ("net (bfloat16[N] x) => (float[N] y) { y = Cast <to = 1> (x) }", False),
         ("net (string[N] x, float[N] z) => (float[N] y) { y = Relu (z) }", False),
         ("net (seq(float[N]) x) => (float[N] y) { y = ConcatFromSequence <axis = 0> (x) }", False),

@@ -418,11 +418,12 @@ RECORD = np.dtype([
     (name, np.int64)
     for name in (
         "by_channel", "axis", "blocked", "channels", "low", "high", "minimum", "maximum", "total", "uncarried", "factors",
-        "slots", "rows", "capacity", "used", "size",
+        "number", "slots", "rows", "capacity", "used", "size",
     )
 ])  # fmt: skip
 FLOAT = 1  # as ONNX numbers the types of elements
 TAKE, GROW = 0, 1  # what Python is asked for: to take in an array, or more rows for the pages
+FINE, BUSY, FAILED = 0, 1, 2  # `failed` of a header: busy until an array is counted, so that an exception leaves it so
 MOST_LANES = 1 << 16  # of an array with its channels last, and
 MOST_AT_ONCE = 1 << 18  # elements, as pages.py has them
 MOST_UNCARRIED = 512  # arrays in a total, besides those that Python adds
@@ -501,7 +502,7 @@ def add_in(x, first, is_new, header, records, place):  # what Pages.count does
     used = observe(x, first, is_new, low, high, total, tables, seen, slots, rows, record.used, 1)
     while used < 0:
         call(header.ask, (GROW, place, 0, 0, 0, 0))
-        if header.failed:
+        if header.failed == FAILED:
             return
         capacity = records[place].capacity
         rows = carray(at_int64(records[place].rows), (capacity, 128))
@@ -512,7 +513,7 @@ def add_in(x, first, is_new, header, records, place):  # what Pages.count does
 @part
 def take(values, dims, lanes, header, records, place):  # whether the array was counted here; Python does the rest
     record = records[place]
-    if record.by_channel and not dims.size:
+    if record.by_channel and not -dims.size <= record.axis < dims.size:
         return False
     count, inner, width, channels = 1, values.size, 1, 1  # of blocks, rows, lanes, see Blocks
     size = values.size
@@ -532,7 +533,9 @@ def take(values, dims, lanes, header, records, place):  # whether the array was 
     if channels != record.channels or width > MOST_LANES:
         return False
     if record.factors:
-        number = record.blocked if record.blocked else dims[1]
+        number = 0 if dims.size < 2 else record.blocked if record.blocked else dims[1]
+        if number != record.number:
+            return False
         factors = carray(at_float32(record.factors), (number,))
         values = times(values, lanes if record.blocked else 1, factors, number, product(dims[2:]))
     block = inner * width
@@ -549,21 +552,15 @@ def take(values, dims, lanes, header, records, place):  # whether the array was 
                 start = k * block + row * width
                 x = values[start : start + number * width].reshape(1, number, width)
                 add_in(x, k, k == 0 and row == 0, header, records, place)
-    records[place].size = size
+    if header.failed != FAILED:
+        records[place].size = size
     return True
 
 
-@numba.cfunc("void(int64, int64)", cache=True)
-def count_input(op, context):
-    own = carray(at_op(op), (1,))[0]
+@part
+def count_one(own, context, headers):
     found = np.empty(1, np.int64)
     answer = found.ctypes.data
-    call(own.input, (context, 1, answer))
-    call(own.data, (found[0], answer))
-    address = carray(at_int64(found[0]), (1,))[0]
-    headers = carray(at_header(address), (1,))
-    if headers[0].failed:
-        return
     records = carray(at_record(headers[0].records), (own.first + own.number,))
     call(own.input, (context, 0, answer))
     value = found[0]
@@ -584,8 +581,25 @@ def count_input(op, context):
         done = False
         if kind == FLOAT and not headers[0].asks_always:
             done = take(carray(at_float32(found[0]), (size,)), dims, own.lanes, headers[0], records, k)
-        if not done and not headers[0].failed:
+        if not done and headers[0].failed != FAILED:
             call(headers[0].ask, (TAKE, k, kind, found[0], dims.size, dims.ctypes.data))
+        if headers[0].failed == FAILED:
+            return
+
+
+@numba.cfunc("void(int64, int64)", cache=True)
+def count_input(op, context):
+    own = carray(at_op(op), (1,))[0]
+    found = np.empty(1, np.int64)
+    answer = found.ctypes.data
+    call(own.input, (context, 1, answer))
+    call(own.data, (found[0], answer))
+    headers = carray(at_header(carray(at_int64(found[0]), (1,))[0]), (1,))
+    if headers[0].failed == FINE:
+        headers[0].failed = BUSY
+        count_one(own, context, headers)
+        if headers[0].failed == BUSY:
+            headers[0].failed = FINE
 
 
 RECORDS = numba.from_dtype(RECORD)[::1]
