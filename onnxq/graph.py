@@ -240,10 +240,9 @@ class Graph:
     def to_stored_proto(self) -> onnx.ModelProto:
         """As `to_proto`, but large initializers are in the file of the store: for this process, not to be saved."""
         twin = self.copy()
-        for mine, other in zip(self._constants(), twin._constants(), strict=True):
-            if not isinstance(mine._values, np.ndarray):
-                continue
-            mine.values = self._store.keep(mine._values)
+        pairs = [p for p in zip(self._constants(), twin._constants(), strict=True) if isinstance(p[0]._values, np.ndarray)]
+        for (mine, other), kept in zip(pairs, self._store.keep(*(mine._values for mine, _ in pairs)), strict=True):
+            mine.values = kept
             if self._store.holds(mine._values):
                 other._values = LazyValues(self._store.reference(mine.name, mine._values))
         proto = twin.to_proto()
@@ -254,7 +253,7 @@ class Graph:
 
     def kept(self, values: np.ndarray) -> np.ndarray:
         """The array as it is on disk from now on, if it is large, so that it is in memory only while it is read."""
-        return self._store.keep(values)
+        return self._store.keep(values)[0]
 
     def _constants(self) -> list[Constant]:
         """Every constant that a node reads, in bodies too, or that is an output."""

@@ -11,6 +11,7 @@ import mmap
 import shutil
 import tempfile
 import weakref
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class WeightStore:
         self._mappings: list[mmap.mmap] = []
         self._mapped: dict[int, np.ndarray] = {}  # offset -> the array there
         self._offsets: dict[int, int] = {}  # id of such an array -> offset
+        self._written: list[tuple[int, weakref.ref[np.ndarray], int, np.dtype, tuple[int, ...]]] = []  # not yet mapped
         self._copied: dict[int, tuple[weakref.ref[np.ndarray], np.ndarray]] = {}  # id of an array -> it, and what is mapped
 
     @property
@@ -48,14 +50,21 @@ class WeightStore:
     def holds(self, values: Any) -> bool:
         return self._mapped.get(self._offsets.get(id(values), -1)) is values
 
-    def keep(self, values: np.ndarray) -> np.ndarray:
-        """The array as it is in the file from now on; the same one where it is there, is small, or the disk is full."""
-        is_plain = values.dtype.isbuiltin == 1 and values.dtype != object
-        if self._full or not is_plain or values.nbytes < LEAST or self.holds(values):
-            return values
-        known = self._copied.get(id(values))
-        if known is not None and known[0]() is values:
-            return known[1]
+    def keep(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        """The arrays as they are in the file from now on; the same ones where they are there, small, or the disk is full."""
+        for values in {id(a): a for a in arrays}.values():
+            if not self.holds(values) and self._known(values) is values:
+                self.write(values)
+        self.map_written()
+        return [self._known(values) for values in arrays]
+
+    def write(self, values: np.ndarray) -> int | None:
+        """Put an array at the end of the file, without the use of it before `map_written`.
+
+        Gives its offset, or None where it is small, of a type that has no plain bytes, or the disk is full.
+        """
+        if self._full or values.dtype.isbuiltin != 1 or values.dtype == object or values.nbytes < LEAST:
+            return None
         offset = self._end
         try:
             with open(self.folder / FILE, "ab") as file:
@@ -66,13 +75,28 @@ class WeightStore:
                 file.truncate(self._end)
         except OSError:  # the arrays stay in memory, as they would without a store
             self._full = True
-            return values
-        mapping = np.memmap(self.folder / FILE, values.dtype, "c", offset, values.shape)
+            return None
+        self._written.append((offset, weakref.ref(values), id(values), values.dtype, values.shape))
+        return offset
+
+    def map_written(self) -> None:
+        """Map what was written, all of it at once: each mapping holds a file descriptor, and a process has few of them."""
+        if not self._written:
+            return
+        start = self._written[0][0]
+        mapping = np.memmap(self.folder / FILE, np.uint8, "c", start, (self._end - start,))
         self._mappings.append(mapping._mmap)  # type: ignore[attr-defined]
-        mapped: np.ndarray = mapping.view(np.ndarray)
-        self._mapped[offset], self._offsets[id(mapped)] = mapped, offset
-        self._copied[id(values)] = weakref.ref(values), mapped
-        return mapped
+        for offset, source, key, dtype, shape in self._written:
+            size = prod(shape) * dtype.itemsize
+            mapped = mapping[offset - start : offset - start + size].view(np.ndarray).view(dtype).reshape(shape)
+            self._mapped[offset], self._offsets[id(mapped)] = mapped, offset
+            self._copied[key] = source, mapped
+        self._written.clear()
+
+    def _known(self, values: np.ndarray) -> np.ndarray:
+        """The array in the file that is a copy of this one, or this one."""
+        known = self._copied.get(id(values))
+        return known[1] if known is not None and known[0]() is values else values
 
     def release(self) -> None:
         """Let go of the memory of what was read; it is read from the file again where it is needed."""
@@ -82,11 +106,7 @@ class WeightStore:
 
     def reference(self, name: str, values: np.ndarray) -> TensorProto:
         """An initializer that refers to an array of the file."""
-        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-        tensor = TensorProto(name=name, data_type=kind, dims=values.shape, data_location=TensorProto.EXTERNAL)
-        for key, text in (("location", FILE), ("offset", self._offsets[id(values)]), ("length", values.nbytes)):
-            tensor.external_data.add(key=key, value=str(text))
-        return tensor
+        return _reference(name, values.dtype, values.shape, self._offsets[id(values)])
 
     def find(self, tensor: TensorProto) -> np.ndarray:
         """The array that an initializer made by `reference` refers to."""
@@ -112,21 +132,31 @@ def stored(proto: onnx.ModelProto, folder: Path | None, store: WeightStore) -> o
             single = onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor]))
             load_external(single, own or folder)
             whole = single.graph.initializer[0]
-        twin.graph.initializer.append(_reference(whole, store))
+        twin.graph.initializer.append(_written(whole, store))
+    store.map_written()
     if any(uses_external_data(t) for t in twin.graph.initializer):
         say_folder(twin, store.folder)
     return twin
 
 
-def _reference(tensor: TensorProto, store: WeightStore) -> TensorProto:
+def _written(tensor: TensorProto, store: WeightStore) -> TensorProto:
     """The initializer with its data in the store, where that takes it."""
     if tensor.ByteSize() < LEAST or helper.tensor_dtype_to_np_dtype(tensor.data_type).isbuiltin != 1:
         return tensor
     try:
-        values = store.keep(numpy_helper.to_array(tensor))
+        values = numpy_helper.to_array(tensor)
     except (ValueError, TypeError):  # more or less data than its shape says: who reads it tells
         return tensor
-    return store.reference(tensor.name, values) if store.holds(values) else tensor
+    offset = store.write(values)
+    return tensor if offset is None else _reference(tensor.name, values.dtype, values.shape, offset)
+
+
+def _reference(name: str, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> TensorProto:
+    kind = helper.np_dtype_to_tensor_dtype(dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
+    for key, text in (("location", FILE), ("offset", offset), ("length", prod(shape) * dtype.itemsize)):
+        tensor.external_data.add(key=key, value=str(text))
+    return tensor
 
 
 def _copy_but(given: Any, made: Any, left_out: str) -> None:
