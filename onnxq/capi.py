@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 VERSION = 17  # of the API; every onnxruntime since 1.17 has it
 FATAL = 4  # the level of the log: what matters is raised
@@ -72,8 +72,11 @@ class Api:
     def __init__(self, library: Path) -> None:
         loaded = ctypes.CDLL(str(library))
         loaded.OrtGetApiBase.restype = POINTER(c_void_p)
-        get_api = ctypes.CFUNCTYPE(POINTER(c_void_p), c_uint32)(loaded.OrtGetApiBase()[0])
-        self._table = get_api(VERSION)
+        get_api, get_version = loaded.OrtGetApiBase()[:2]
+        version = (ctypes.CFUNCTYPE(c_char_p)(get_version)() or b"").decode()
+        if not version or not ort.__version__.startswith(version):  # left over from another installation
+            raise OSError(f"{library} is of onnxruntime {version}, not {ort.__version__}")
+        self._table = ctypes.CFUNCTYPE(POINTER(c_void_p), c_uint32)(get_api)(VERSION)
         if not self._table:
             raise OSError(f"{library} does not have version {VERSION} of the API")
         self._functions = {n: ctypes.CFUNCTYPE(c_void_p, *kinds)(self._table[k]) for n, (k, kinds) in FUNCTIONS.items()}
@@ -109,14 +112,11 @@ class Api:
 @lru_cache(maxsize=1)
 def api() -> Api | None:
     """The API of the onnxruntime that is installed; None where its library is not beside it."""
-    spec = find_spec("onnxruntime")
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent / "capi"
+    folder = Path(ort.__file__ or "").parent / "capi"
     for library in sorted(path for pattern in LIBRARIES for path in folder.glob(pattern)):
         try:
             return Api(library)
-        except (OSError, AttributeError):  # a file that is no library, or one of another kind
+        except (OSError, AttributeError):  # no library, or one of another kind or version
             continue
     return None
 

@@ -55,7 +55,8 @@ class Exposed:
         """
         wanted, everything = made_of(proto, names, among)
         try:
-            with optimized(proto, wanted, everything) as (path, self.places):
+            with optimized(proto, wanted, everything) as (model, path, self.places):
+                onnx.save(model, path)
                 self._session = runtime.Session(path, threads=threads, config=config, optimize=False)
         except ModelError:  # what the runtime makes of some models it cannot load again
             twin = runtime.exposed(proto, wanted)
@@ -82,10 +83,13 @@ def made_of(proto: onnx.ModelProto, names: Iterable[str], among: Iterable[str]) 
 
 
 @contextmanager
-def optimized(proto: onnx.ModelProto, wanted: list[str], everything: list[str]) -> Iterator[tuple[Path, dict[str, Place]]]:
-    """A file of the graph that onnxruntime makes of the model, with the wanted tensors as further outputs.
+def optimized(
+    proto: onnx.ModelProto, wanted: list[str], everything: list[str]
+) -> Iterator[tuple[onnx.ModelProto, Path, dict[str, Place]]]:
+    """The graph that onnxruntime makes of the model, with the wanted tensors as further outputs, and where each is.
 
-    It is the same graph for any of `everything`. Raises ModelError where onnxruntime cannot load the model.
+    It is the same graph for any of `everything`. It is to be saved at the path, where its weights are until the context ends.
+    Raises ModelError where onnxruntime cannot load the model.
     """
     public = {o.name for o in proto.graph.output}
     probed = _images(proto, everything) - public if lanes() else set()
@@ -104,8 +108,7 @@ def optimized(proto: onnx.ModelProto, wanted: list[str], everything: list[str]) 
         places |= {name: Place(name) for name in everything if name in public or name in plain}
         chosen = {name: places[name] for name in wanted}
         _expose(model, [o.name for o in proto.graph.output], [place.output for place in chosen.values()])
-        onnx.save(model, path)
-        yield path, chosen
+        yield model, path, chosen
 
 
 def _images(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:

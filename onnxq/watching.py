@@ -75,8 +75,7 @@ class Watched:
         self.inputs = {i.name for i in proto.graph.input} - {t.name for t in proto.graph.initializer}
         self._public = [o.name for o in proto.graph.output]
         self.readings: list[Reading] = []
-        with optimized(proto, wanted, everything) as (path, places):
-            model = onnx.load(path, load_external_data=False)
+        with optimized(proto, wanted, everything) as (model, path, places):
             nodes = []
             taken = {name for node in model.graph.node for name in node.output} | {i.name for i in model.graph.input}
             self._told = next(name for k in count() if (name := f"{TALLY}{k}") not in taken)

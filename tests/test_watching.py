@@ -361,6 +361,10 @@ def test_without_the_library_tensors_are_held(models: Path, monkeypatch: pytest.
 def test_a_library_that_is_none_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "capi").mkdir()
     (tmp_path / "capi" / "libonnxruntime.so.1.0.0").write_bytes(b"no library")
-    spec = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
-    monkeypatch.setattr(capi, "find_spec", lambda _: spec)
+    monkeypatch.setattr(capi.ort, "__file__", str(tmp_path / "__init__.py"))
+    assert capi.api.__wrapped__() is None
+
+
+def test_a_library_of_another_version_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capi.ort, "__version__", "1.2.3")
     assert capi.api.__wrapped__() is None
