@@ -88,8 +88,8 @@ def optimized(
 ) -> Iterator[tuple[onnx.ModelProto, Path, dict[str, Place]]]:
     """The graph that onnxruntime makes of the model, with the wanted tensors as further outputs, and where each is.
 
-    It is the same graph for any of `everything`. It is to be saved at the path, where its weights are until the context ends.
-    Raises ModelError where onnxruntime cannot load the model.
+    It is the same graph for any of `everything`. It is to be saved at the path, where its weights are until the context
+    ends. Raises ModelError where onnxruntime cannot load the model.
     """
     public = {o.name for o in proto.graph.output}
     probed = _images(proto, everything) - public if lanes() else set()
