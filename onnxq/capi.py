@@ -116,7 +116,7 @@ def api() -> Api | None:
     for library in sorted(path for pattern in LIBRARIES for path in folder.glob(pattern)):
         try:
             return Api(library)
-        except (OSError, AttributeError):  # no library, or one of another kind or version
+        except (OSError, AttributeError, ApiError):  # no library, or one of another kind or version
             continue
     return None
 

@@ -176,7 +176,7 @@ class _Tallied:
 
     def __init__(self, job: Job, part: Part, session: Watched, sample: Sample, given: Mapping[str, Any]) -> None:
         assert part.tally is not None
-        self.outputs: Mapping[str, Any] = {}
+        self.outputs, self.flaw, self._spoilt = dict[str, Any](), "", list[int]()
         self._tally, self._session, self._sample = part.tally, session, sample
         own = {reading.sketch for reading in session.readings}
         self._held = _Held([name for name in job.axes if name not in own], job, part, given, sample)
