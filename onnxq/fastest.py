@@ -26,7 +26,7 @@ from onnxq.passmanager import PassRecord
 from onnxq.placement import cheapest
 
 WORTH = 1.02  # what another placement has to gain
-FLOAT_WORTH = 1.01  # and what float has to: at the same speed integers are smaller
+FLOAT_WORTH = 1.01  # and what float has to, on one thread: at the same speed integers are smaller
 SECONDS = 1.2  # of timing for each comparison
 SESSIONS = 3  # of each model in a comparison, where it takes little time
 SHORT = 2.0  # milliseconds
@@ -107,9 +107,9 @@ def _faster(holder: Built, challenger: Built, feed: Feed, threads: int, worth: f
 
 
 def _is_slower(built: Built, given: Loadable, feed: Feed, threads: int) -> bool:
-    """Whether it is slower than the model that came in, beyond doubt."""
+    """Whether it is slower than the model that came in, beyond doubt, and by as much as another placement has to gain."""
     ratio, _, high = _ratio(given, built.proto, feed, threads)
-    return ratio * FLOAT_WORTH < 1 and high < 1
+    return ratio * WORTH < 1 and high < 1
 
 
 def _ratio(one: Loadable, other: Loadable, feed: Feed, threads: int) -> tuple[float, float, float]:

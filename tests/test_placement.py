@@ -243,3 +243,16 @@ def test_a_profile_that_cannot_be_read_leaves_what_is_there(
     report = onnxq.quantize(*shipped, max_samples=8, validate=False)
     assert report.integer_share == 1
     assert any("were not timed" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "slower"),
+    [((0.97, 0.96, 0.98), True), ((0.985, 0.98, 0.99), False), ((0.97, 0.94, 1.01), False), ((1.1, 1.0, 1.2), False)],
+    ids=["slower", "by a little", "in doubt", "faster"],
+)
+def test_what_is_a_little_slower_on_all_cores_is_not_given_up(
+    ratio: tuple[float, float, float], slower: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastest, "_ratio", lambda *_: ratio)
+    built: Any = type("Built", (), {"proto": None})
+    assert fastest._is_slower(built, "float.onnx", {}, 0) is slower
