@@ -100,7 +100,7 @@ def prepare(
     if recalibrate:
         tensors = graph.tensors()
         model.trained = {n: q for n, q in model.trained.items() if isinstance(tensors.get(n), Constant)}
-    original = graph.to_stored_proto() if any(r.rewrites for r in recovered) else given
+    original = graph.to_stored_proto()
     session = Session(original, threads=threads)
     inputs = runtime.as_declared(session.inputs, original)
     samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
