@@ -86,11 +86,21 @@ class Constant(gs.Constant):
 
     @property
     def values(self) -> np.ndarray:
-        """The array. graphsurgeon would replace a lazy tensor by it, and cannot write one of a type that numpy lacks."""
+        """The array. graphsurgeon would replace a lazy tensor by it, and cannot write one of a type that numpy lacks.
+
+        Raises ModelError where its data is not what its type and shape say.
+        """
         lazy = self._values
-        if isinstance(lazy, LazyValues) and isinstance(lazy.tensor, onnx.TensorProto) and _is_foreign(lazy.tensor.data_type):
-            return onnx.numpy_helper.to_array(lazy.tensor)
-        return cast(np.ndarray, gs.Constant.values.fget(self))
+        try:
+            if (
+                isinstance(lazy, LazyValues)
+                and isinstance(lazy.tensor, onnx.TensorProto)
+                and _is_foreign(lazy.tensor.data_type)
+            ):
+                return onnx.numpy_helper.to_array(lazy.tensor)
+            return cast(np.ndarray, gs.Constant.values.fget(self))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"the constant {self.name} cannot be read: {error}; export the model again") from error
 
     @values.setter
     def values(self, values: Any) -> None:

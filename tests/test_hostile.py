@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,21 @@ CASES: dict[str, tuple[onnx.ModelProto, str]] = {
     "a weight of 16 TB": (model(PRODUCT, [declared(4, 1 << 40)]), "declares a size of 17592186044416 bytes"),
     "a negative dimension": (model(PRODUCT, [declared(4, -3)]), "Out of bounds dimensions"),
     "a weight that is cut": (model(PRODUCT, [declared(4, 3, raw=b"123")]), "size mismatch"),
+    "a zero point of another field": (
+        model(
+            [
+                node("QuantizeLinear", "x scale zero", "q"),
+                node("DequantizeLinear", "q scale zero", "d"),
+                node("MatMul", "d w", "y"),
+            ],
+            [
+                TensorProto(name="scale", data_type=TensorProto.FLOAT, float_data=[0.1]),
+                TensorProto(name="zero", data_type=TensorProto.FLOAT, int32_data=[0]),
+                WEIGHT,
+            ],
+        ),
+        "the constant zero cannot be read: .*; export the model again",
+    ),
     "4 TB of ones": (model([node("ConstantOfShape", "s", "k"), *SUM], [numbers("s", 1 << 40)]), "cannot run the model"),
     "an Expand to 64 TB": (
         model(
@@ -99,7 +115,7 @@ def test_it_is_refused_with_the_reason(name: str, folder: Path) -> None:
     before = set(os.listdir(folder))
     with pytest.raises(OnnxqError) as refused:
         onnxq.quantize(folder / "m.onnx", FEEDS, target="cpu", output=folder / "out.onnx")
-    assert words in str(refused.value)
+    assert re.search(words, str(refused.value))
     assert set(os.listdir(folder)) == before
 
 
