@@ -93,8 +93,9 @@ def collect(
     how, scaled = replace(how, threads=threads), scaled or {}
     together = computed(dict.fromkeys([*among, *axes]), scaled)
     groups: Sequence[Axes] = [axes]
-    holds = how.memory_limit is not None and watched(proto, axes, scaled, together, threads) is None
-    if holds and how.memory_limit is not None:
+    holds = False
+    if how.memory_limit is not None and watched(proto, axes, scaled, together, threads) is None:
+        holds = True
         groups = grouped(proto, axes, scaled, next(iter(samples)), how.memory_limit // lanes)
     left_out = dict(how.left_out)
     while True:

@@ -67,6 +67,8 @@ class Collector:
         if self._watched is None:
             wanted, config = computed(job.axes, job.scaled), config_of(job.threads)
             self._exposed = Exposed(model, wanted, among=job.among, threads=job.threads, config=config)
+        in_run = set() if self._watched is None else {reading.sketch for reading in self._watched.readings}
+        self._held = [name for name in job.axes if name not in in_run]
 
     def part(self) -> Part:
         """An empty part."""
@@ -81,9 +83,9 @@ class Collector:
         given = {name: value for name, value in sample.feed.items() if name in self._inputs}
         counted: _Held | _Tallied
         if self._watched is None:
-            counted = _Held(self.job.axes, self.job, part, {**self._exposed.run(sample.feed, sample.where), **given}, sample)
+            counted = _Held(self._held, self.job, part, {**self._exposed.run(sample.feed, sample.where), **given}, sample)
         else:
-            counted = _Tallied(self.job, part, self._watched, sample, given)
+            counted = _Tallied(_Held(self._held, self.job, part, given, sample), part, self._watched, sample)
         was_broken, part.is_broken = part.is_broken, True
         try:
             counted.count()
@@ -174,12 +176,12 @@ class _Held:
 class _Tallied:
     """The same of tensors that are counted in the run; another run of the sample, which is rare, shows them again."""
 
-    def __init__(self, job: Job, part: Part, session: Watched, sample: Sample, given: Mapping[str, Any]) -> None:
+    def __init__(self, held: _Held, part: Part, session: Watched, sample: Sample) -> None:
+        """`held` are the tensors that come in with the sample."""
         assert part.tally is not None
         self.outputs, self.flaw, self._spoilt = dict[str, Any](), "", list[int]()
         self._tally, self._session, self._sample = part.tally, session, sample
-        own = {reading.sketch for reading in session.readings}
-        self._held = _Held([name for name in job.axes if name not in own], job, part, given, sample)
+        self._held = held
 
     def count(self) -> None:
         self.outputs = self._session.run(self._sample.feed, self._tally, self._sample.where)

@@ -25,7 +25,7 @@ from onnxq.pages import new_scratch
 from onnxq.sketch import Look, TensorSketch
 
 ASK = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
-TAKE, GROW = 0, 1  # what compiled code asks for
+TAKE, GROW = 0, 1  # what compiled code asks for, as compiled/counting.py has them
 FINE, FAILED = 0, 2  # of a header; in between it is busy, or an exception left it so
 Visit = Callable[[int, np.ndarray | Blocks], None]  # the number of a reading, and the tensor
 
@@ -173,7 +173,9 @@ class Tally:
 
     def _look(self, k: int, array: np.ndarray | Blocks) -> None:
         self.sketches[k].check(array, f"at {self._where}, tensor {self.readings[k].sketch}: ")
+        self.is_lost = True  # until it is done: part of the array may be counted
         self._looks[k] = self.sketches[k].look(array)
+        self.is_lost = False
 
 
 def _asking(tally: Tally) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onnxq
+from onnxq import kernels
 from onnxq.equalization import SMALLEST, choose_factors, scale_inputs, scale_outputs
 from onnxq.graph import Graph
 from onnxq.recipe import Recipe
@@ -97,3 +98,13 @@ def test_channels_that_are_alike_are_left_alone() -> None:
     sketch.update(np.random.default_rng(0).standard_normal((4, 8, 6, 6)).astype(np.float32))
     assert sketch.channels is not None
     assert choose_factors([sketch.channels], [(graph.nodes[-1], sketch.channels)], gain=0.8) is None
+
+
+@given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_the_compiled_energies_equal_numpy(seed: int, rows: int, positions: int) -> None:
+    x = np.random.default_rng(seed).standard_normal((rows, positions)).astype(np.float32)
+    energy, peak = kernels.energies(x)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(energy, np.square(wide).sum(1), rtol=1e-14)
+    np.testing.assert_array_equal(peak, np.abs(wide).max(1))

@@ -14,7 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxq
 from onnxq.errors import ModelError
 from onnxq.graph import Constant, Graph, lazily
+from onnxq.model import Model
+from onnxq.passes import DeduplicateConstants
 from onnxq.runtime import evaluate
+from onnxq.target import load as load_target
 from onnxq.text import to_text
 
 HEADER = '<ir_version: 9, opset_import: ["" : 17]>\n'
@@ -261,3 +264,16 @@ def test_optional_values_and_attributes_that_hold_a_type_pass() -> None:
     assert [o.type for o in again.graph.output] == [o.type for o in proto.graph.output]
     report = onnxq.quantize(proto, [{"x": np.ones((2, 4), np.float32)}], target="cpu", validate=False)
     assert report.integer_share == 1
+
+
+def test_constants_that_differ_only_at_their_end_stay_apart() -> None:
+    """Only their first bytes go into the checksum by which equal ones are looked for."""
+    one = np.zeros((64, 64), np.float32)
+    other = one.copy()
+    other[-1, -1] = 1
+    weights = [onnx.numpy_helper.from_array(w, name) for w, name in ((one, "a"), (other, "b"), (one, "c"))]
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [64, 64]) for name in "xy")
+    nodes = [onnx.helper.make_node("Add", [i, w], [o]) for i, w, o in (("x", "a", "p"), ("p", "b", "q"), ("q", "c", "y"))]
+    graph = Graph.from_proto(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [x], [y], weights), ir_version=9))
+    assert DeduplicateConstants().apply(Model(graph, load_target("cpu"))) == 1
+    assert [n.inputs[1].name for n in graph.nodes] == ["a", "b", "a"]

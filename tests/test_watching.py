@@ -227,6 +227,21 @@ def test_what_was_counted_when_memory_ran_out_is_lost_with_its_part(monkeypatch:
     assert stop.value.partial.sketches["a"].count == 0  # type: ignore[attr-defined]
 
 
+def test_an_array_that_was_counted_in_part_is_lost_with_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first array of a tensor is counted by Python, and its memory may run out after some of the elements."""
+    look = onnxq.collector.TensorSketch.look
+
+    def half(self: onnxq.collector.TensorSketch, x: Any, sign: int = 1) -> Any:
+        look(self, x[..., :1])
+        raise MemoryError
+
+    monkeypatch.setattr(onnxq.collection, "lanes_here", lambda *_: (1, 1))
+    monkeypatch.setattr(onnxq.collector.TensorSketch, "look", half)
+    with pytest.raises(MemoryError) as stop:
+        collect(NET, {"a": 1}, of_values(1), Collecting(threads=1))
+    assert stop.value.partial.sketches["a"].count == 0  # type: ignore[attr-defined]
+
+
 def test_an_exception_of_compiled_code_is_one_of_the_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where there is no memory for it, the op is left in the middle of its work."""
     run = capi.Session.run

@@ -30,9 +30,7 @@ class DeduplicateConstants(Pass):
 
     def apply(self, model: Model) -> int:
         graph, merged = model.graph, 0
-        different: dict[tuple[str, tuple[int, ...], int], list[Constant]] = defaultdict(
-            list
-        )  # by type, shape and a checksum
+        different = defaultdict[tuple[str, tuple[int, ...], int], list[Constant]](list)  # by type, shape and checksum
         for tensor in graph.tensors().values():
             if not isinstance(tensor, Constant) or tensor.nbytes < self.smallest or isinstance(tensor.dtype, int):
                 continue
