@@ -8,7 +8,6 @@ see sketch.py. What fills it is collection.py.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import zipfile
@@ -20,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.errors import CalibrationError
-from onnxq.feeds import Feed, Value, flat, size_of, whole, without_objects
+from onnxq.feeds import Feed, flat, size_of, whole, without_objects
 from onnxq.sketch import ChannelStatistics, TensorSketch
 
-SCHEMA = 6
+SCHEMA = 7
 PROBES = 16
 FEWEST_PROBES = 4  # however large they are
 MOST_BYTES = 1 << 20  # of a probe beyond these
@@ -262,15 +261,3 @@ def merged(parts: Sequence[Calibration]) -> Calibration:
         )  # fmt: skip
         whole.absorb(kept.moved(count))
     return whole
-
-
-def hash_of_feed(feed: Mapping[str, Value]) -> str:
-    digest = hashlib.sha256()
-    arrays, lengths = flat(feed)
-    if lengths:
-        digest.update(json.dumps(lengths, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = without_objects(np.ascontiguousarray(arrays[name]))  # strings by what they say
-        digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:32]

@@ -24,12 +24,13 @@ from pathlib import Path
 import onnx
 
 from onnxq import runtime
-from onnxq.calibration import Calibration, hash_of_feed
+from onnxq.calibration import Calibration
 from onnxq.collector import Axes, Collector, Job, Nonfinite, computed, watched
 from onnxq.data import Sample
 from onnxq.equalization import Scaled
 from onnxq.errors import CalibrationError, OutputError, RecipeError
 from onnxq.executors import end_if_stuck
+from onnxq.feeds import hash_of_feed
 from onnxq.proto import with_external_data
 from onnxq.store import hash_of_model
 

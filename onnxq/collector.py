@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 
 from onnxq.blocks import Blocks
-from onnxq.calibration import Calibration, hash_of_feed
+from onnxq.calibration import Calibration
 from onnxq.data import Sample
 from onnxq.equalization import Scaled, known_as
 from onnxq.errors import CalibrationError, ModelError
 from onnxq.exposure import Exposed
+from onnxq.feeds import hash_of_feed
 from onnxq.sketch import Look, TensorSketch
 from onnxq.tally import Tally
 from onnxq.watching import Watched, is_possible

@@ -5,10 +5,12 @@ An Optional input that is given nothing is not in the feed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import xxhash
 
 Value = Any  # np.ndarray | list[np.ndarray]; as the type of each, it would have to be told apart wherever one is at hand
 Feed = dict[str, Value]
@@ -44,3 +46,18 @@ def whole(arrays: Mapping[str, np.ndarray], lengths: Mapping[str, int]) -> Feed:
 def without_objects(array: np.ndarray) -> np.ndarray:
     """The array without Python objects, which only pickle keeps: strings as numpy's own."""
     return array.astype(str) if array.dtype == object else array
+
+
+def hash_of_feed(feed: Mapping[str, Value]) -> str:
+    """128 bits as 32 hex digits by which equal feeds are known, and which draw as well as chance does (XXH3).
+
+    It is no seal: who wants two feeds of one hash can make them. A cryptographic hash takes 40 times as long, as long as a
+    tenth of the inference of a small network.
+    """
+    arrays, lengths = flat(feed)
+    digest = xxhash.xxh3_128(json.dumps(lengths, sort_keys=True).encode() if lengths else b"")
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(without_objects(arrays[name]))  # strings by what they say
+        digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

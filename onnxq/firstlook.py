@@ -1,6 +1,6 @@
 """A first look: statistics by channel of a few samples, by which channels are evened out before all samples are collected.
 
-The few are those of least checksum: as good as drawn by chance, and the same ones in whatever order the samples come. All
+The few are those of least hash: as good as drawn by chance, and the same ones in whatever order the samples come. All
 samples are then collected on the network with its channels evened out, so that the model is run once on each.
 """
 
@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import reduce
-from zlib import crc32
-
-import numpy as np
 
 from onnxq import passes as p
 from onnxq.collection import collect
 from onnxq.data import Sample, Samples
 from onnxq.errors import CalibrationError
-from onnxq.feeds import Feed, flat, size_of, without_objects
+from onnxq.feeds import hash_of_feed, size_of
 from onnxq.model import Model
 from onnxq.passes.observe.collect_statistics import observed_tensors
 from onnxq.preparation import Prepared, passes_of
@@ -90,22 +86,15 @@ def _seen(start: Model, axes: dict[str, int]) -> dict[str, ChannelStatistics]:
 
 
 def few_of(samples: Samples, progress: Progress | None = None) -> list[Sample]:
-    """At most FEW different ones of the samples, FEWEST where they are large: those of least checksum, in its order."""
-    few: dict[int, Sample] = {}
-    end = 1 << 32  # of the checksums: those from here on are not among the few of all samples, whatever comes
+    """At most FEW different ones of the samples, FEWEST where they are large: those of least hash, in its order."""
+    few: dict[str, Sample] = {}
+    end = "z"  # of the hashes: those from here on are not among the few of all samples, whatever comes
     for k, sample in enumerate(samples):
-        if (checksum := _checksum(sample.feed)) < end:
-            few.setdefault(checksum, sample)
+        if (digest := hash_of_feed(sample.feed)) < end:
+            few.setdefault(digest, sample)
         while len(few) > FEW or (len(few) > FEWEST and sum(size_of(s.feed) for s in few.values()) > MOST_BYTES):
             end = max(few)
             del few[end]
         if progress is not None:
             progress("reading", k + 1, samples.length)
-    return [few[checksum] for checksum in sorted(few)]
-
-
-def _checksum(feed: Feed) -> int:
-    """Of what is in it; several times as fast as a hash that nobody can forge."""
-    arrays, _ = flat(feed)
-    contents = (np.ascontiguousarray(without_objects(arrays[name])).data for name in sorted(arrays))
-    return reduce(lambda crc, content: crc32(content, crc), contents, 0)
+    return [few[digest] for digest in sorted(few)]

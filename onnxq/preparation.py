@@ -14,12 +14,12 @@ import onnx
 
 from onnxq import passes as p
 from onnxq import proof, runtime
-from onnxq.calibration import Calibration, hash_of_feed
+from onnxq.calibration import Calibration
 from onnxq.collection import Collecting
 from onnxq.cones import cones_of
 from onnxq.data import Samples, fed_back, open_samples
 from onnxq.errors import CalibrationError, DataError, ModelError, RecipeError, nearest
-from onnxq.feeds import Feed
+from onnxq.feeds import Feed, hash_of_feed
 from onnxq.graph import Constant, Graph
 from onnxq.images import ImageOptions
 from onnxq.model import Model, verify

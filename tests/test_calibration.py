@@ -14,10 +14,11 @@ import pytest
 
 import onnxq.calibration
 from onnxq import cli
-from onnxq.calibration import FEWEST_PROBES, PROBES, Calibration, hash_of_feed, merged
+from onnxq.calibration import FEWEST_PROBES, PROBES, Calibration, merged
 from onnxq.collection import Collecting, collect
 from onnxq.data import Sample, open_samples
 from onnxq.errors import CalibrationError, DataError
+from onnxq.feeds import hash_of_feed
 from onnxq.runtime import TensorInfo
 
 NET = """<ir_version: 9, opset_import: ["" : 17]>

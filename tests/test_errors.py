@@ -352,7 +352,7 @@ def test_calibration_files(folder: Path, run: Run, fails: Callable[..., None]) -
     fails("quantize m.onnx -o q.onnx --calibration no.calib", "no.calib is no readable calibration file", "No such file")
     with zipfile.ZipFile("bad.calib", "w") as archive:
         archive.writestr("header.json", '{"schema": 99}')
-    fails("quantize other.onnx -o q.onnx --calibration bad.calib", "has schema 99, this onnxq reads 6; calibrate again")
+    fails("quantize other.onnx -o q.onnx --calibration bad.calib", "has schema 99, this onnxq reads 7; calibrate again")
     fails("calibrate m.onnx -o other.calib --data d.npz", "other.calib exists; give --force")
 
 

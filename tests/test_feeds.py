@@ -15,10 +15,10 @@ from onnx import numpy_helper
 
 import onnxq
 from onnxq.batches import check_batches
-from onnxq.calibration import Calibration, hash_of_feed
+from onnxq.calibration import Calibration
 from onnxq.data import fed_back, open_samples
 from onnxq.errors import DataError
-from onnxq.feeds import Feed, arrays_of, flat, size_of, whole
+from onnxq.feeds import Feed, arrays_of, flat, hash_of_feed, size_of, whole
 from onnxq.inspection import inspect
 from onnxq.runtime import Session
 from tests import tiny

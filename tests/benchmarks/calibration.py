@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,14 +53,31 @@ class Found(NamedTuple):
     peak: float
 
 
+class Feeds(Sequence[dict[str, np.ndarray]]):
+    """So many feeds, each made of one of a few when it is asked for: feeds in memory are not to be measured."""
+
+    def __init__(self, few: list[dict[str, np.ndarray]], count: int) -> None:
+        self._few, self._count = few, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, k: Any) -> Any:
+        if not 0 <= k < self._count:
+            raise IndexError(k)
+        feed = {name: array.copy() for name, array in self._few[k % len(self._few)].items()}
+        for array in feed.values():
+            array.flat[0] = k / self._count
+        return feed
+
+
 def one(tool: str, network: str, count: int, threads: int) -> dict[str, float]:
     """Seconds of plain inference, of collecting and of the whole, and peak bytes, in this process."""
     model = shapes.NETWORKS[network]()
-    few = shapes.feeds(model, min(count, 16))
-    feeds = [few[k % len(few)] for k in range(count)]  # the same few again: feeds in memory are not to be measured
+    feeds = Feeds(shapes.feeds(model, 16), count)
     session = Session(model, threads=threads)
-    for feed in few[:2]:
-        session.run(feed)
+    session.run(feeds[0])
+    session.run(feeds[1])
     start = time.perf_counter()
     for feed in feeds:
         session.run(feed)
@@ -69,7 +87,7 @@ def one(tool: str, network: str, count: int, threads: int) -> dict[str, float]:
     return {"inference": inference, **found._asdict()}
 
 
-def run_onnxq(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> Found:
+def run_onnxq(model: onnx.ModelProto, feeds: Feeds, threads: int) -> Found:
     taken: list[float] = []
     done: dict[int, float] = {}
 
@@ -123,7 +141,7 @@ def calibrator(tool: str, path: Path, threads: int) -> Any:
     )
 
 
-def run_ort(tool: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], threads: int) -> Found:
+def run_ort(tool: str, model: onnx.ModelProto, feeds: Feeds, threads: int) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
@@ -135,7 +153,7 @@ def run_ort(tool: str, model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]
     return Found(seconds, seconds, seconds, float("nan"), peak_memory())
 
 
-def reader(feeds: list[dict[str, np.ndarray]]) -> Any:
+def reader(feeds: Iterable[dict[str, np.ndarray]]) -> Any:
     left = iter(feeds)
     return type("Reader", (), {"get_next": lambda self: next(left, None)})()
 
