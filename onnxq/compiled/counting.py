@@ -6,6 +6,7 @@ file alone, so what is compiled into it has to be here too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -26,6 +27,8 @@ MOST_ROWS = 1 << 15
 MOST_ADDITIONS = 8  # to a limb that is handed out
 MOST_IN_CACHE = 1 << 13  # elements, for the three things that are done with them
 MOST_LEVELS = 7  # of sums, each of elements' digits below the units of the one before it: 2^-149 is the last
+WIDE = 16  # elements that are worked on at once: a vector of AVX-512, two of AVX2, four of NEON
+INT32, INT64, DOUBLE = ir.IntType(32), ir.IntType(64), ir.DoubleType()
 EXTENT = "int32[::1], int32[::1], int64[:,::1]"
 COUNTS = "uint16[:,::1], int64[::1], int16[::1], int64[:,::1], int64, int64"
 
@@ -53,25 +56,13 @@ def magnitude(bits):  # less one, so that zeros are the largest
 
 
 @part
-def span(bits, least, most, near):
+def span(bits, least, most):  # of fewer rows than make up vectors; the least magnitude
+    near = np.uint32(NO_MAGNITUDE)
     for k in range(bits.size):
         a = bits[k]
-        near[k] = min(near[k], magnitude(a))
+        near = min(near, magnitude(a))
         least[k], most[k] = min(least[k], key(a)), max(most[k], key(a))
-
-
-@part
-def span_eight(bits, least, most, near):
-    n = least.size
-    for k in range(n):
-        a, b, c, d = bits[k], bits[k + n], bits[k + 2 * n], bits[k + 3 * n]
-        e, f, g, h = bits[k + 4 * n], bits[k + 5 * n], bits[k + 6 * n], bits[k + 7 * n]
-        one = min(min(magnitude(a), magnitude(b)), min(magnitude(c), magnitude(d)))
-        other = min(min(magnitude(e), magnitude(f)), min(magnitude(g), magnitude(h)))
-        near[k] = min(near[k], min(one, other))
-        a, b, c, d, e, f, g, h = key(a), key(b), key(c), key(d), key(e), key(f), key(g), key(h)
-        least[k] = min(least[k], min(min(min(a, b), min(c, d)), min(min(e, f), min(g, h))))
-        most[k] = max(most[k], max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h))))
+    return near
 
 
 @part
@@ -91,17 +82,6 @@ def add(x, sums, anchor):
 
 
 @part
-def add_eight(x, sums, anchor):
-    n = sums.size
-    for k in range(n):
-        a, b = anchored(x[k], anchor), anchored(x[k + n], anchor)
-        c, d = anchored(x[k + 2 * n], anchor), anchored(x[k + 3 * n], anchor)
-        e, f = anchored(x[k + 4 * n], anchor), anchored(x[k + 5 * n], anchor)
-        g, h = anchored(x[k + 6 * n], anchor), anchored(x[k + 7 * n], anchor)
-        sums[k] += ((a + b) + (c + d)) + ((e + f) + (g + h))
-
-
-@part
 def rest_of(x, above):  # what is less than the units of the anchor above
     whole = np.float64(x) + above
     return np.float64(x) - (whole - above)
@@ -113,15 +93,79 @@ def add_rest(x, sums, above, anchor):
         sums[k] += anchored(rest_of(x[k], above), anchor)
 
 
-@part
-def add_rest_eight(x, sums, above, anchor):
-    n = sums.size
-    for k in range(n):
-        a, b = anchored(rest_of(x[k], above), anchor), anchored(rest_of(x[k + n], above), anchor)
-        c, d = anchored(rest_of(x[k + 2 * n], above), anchor), anchored(rest_of(x[k + 3 * n], above), anchor)
-        e, f = anchored(rest_of(x[k + 4 * n], above), anchor), anchored(rest_of(x[k + 5 * n], above), anchor)
-        g, h = anchored(rest_of(x[k + 6 * n], above), anchor), anchored(rest_of(x[k + 7 * n], above), anchor)
-        sums[k] += ((a + b) + (c + d)) + ((e + f) + (g + h))
+def over_rows(kind: ir.Type, step: Callable[..., list[ir.Value]]) -> Any:
+    """What goes over rows of memory, WIDE elements of each, with vectors of a kind that are in memory before and after.
+
+    Its arguments are the address of the first element, the number of rows, the bytes from one to the next, the addresses of
+    the vectors, and numbers that each step is given besides. What numba makes of loops over few rows spends more time before
+    and after them than in them.
+    """
+
+    @intrinsic
+    def go(typing, source, rows, stride, places, numbers):
+        def code(context, builder, signature, values):
+            start, (source, rows, stride) = builder.block, values[:3]
+            given = [splat(builder, n) for n in cgutils.unpack_tuple(builder, values[4])]
+            at = [builder.inttoptr(p, vector(kind).as_pointer()) for p in cgutils.unpack_tuple(builder, values[3])]
+            loop, body, end = (builder.append_basic_block(name) for name in ("rows", "row", "end"))
+            first = [builder.load(p, align=4) for p in at]
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            row, place, *held = [builder.phi(INT64), builder.phi(INT64), *(builder.phi(vector(kind)) for _ in at)]
+            builder.cbranch(builder.icmp_signed("<", row, rows), body, end)
+            builder.position_at_end(body)
+            elements = builder.load(builder.inttoptr(place, vector(INT32).as_pointer()), align=4)
+            made = step(builder, elements, held, given)
+            ahead = [builder.add(row, INT64(1)), builder.add(place, stride), *made]
+            for value, before, after in zip([row, place, *held], [INT64(0), source, *first], ahead, strict=True):
+                value.add_incoming(before, start)
+                value.add_incoming(after, body)
+            builder.branch(loop)
+            builder.position_at_end(end)
+            for value, pointer in zip(held, at, strict=True):
+                builder.store(value, pointer, align=4)
+            return context.get_dummy_value()
+
+        return types.void(source, rows, stride, places, numbers), code
+
+    return go
+
+
+def vector(kind: ir.Type) -> ir.VectorType:
+    return ir.VectorType(kind, WIDE)
+
+
+def splat(builder: Any, value: Any) -> ir.Value:
+    """A vector of one value over and over."""
+    empty = vector(value.type)(ir.Undefined)
+    return builder.shuffle_vector(builder.insert_element(empty, value, INT32(0)), empty, every(0))
+
+
+def every(number: int) -> ir.Constant:
+    return ir.Constant(vector(INT32), [number] * WIDE)
+
+
+def span_step(b: Any, bits: ir.Value, held: list[ir.Value], _: list[ir.Value]) -> list[ir.Value]:
+    """Least and largest key so far, and the least magnitude less one, see `key` and `magnitude`."""
+    least, most, near = held
+    keys = b.xor(bits, b.and_(b.ashr(bits, every(31)), every(0x7FFFFFFF)))
+    size = b.sub(b.and_(bits, every(0x7FFFFFFF)), every(1))
+    return [
+        b.select(b.icmp_signed("<", keys, least), keys, least),
+        b.select(b.icmp_signed(">", keys, most), keys, most),
+        b.select(b.icmp_unsigned("<", size, near), size, near),
+    ]
+
+
+def sum_step(b: Any, bits: ir.Value, held: list[ir.Value], numbers: list[ir.Value]) -> list[ir.Value]:
+    """The sums so far of `anchored(x, anchor)`, or of `anchored(rest_of(x, above), anchor)` where two numbers are given."""
+    x = b.fpext(b.bitcast(bits, vector(ir.FloatType())), vector(DOUBLE))
+    for above in numbers[:-1]:
+        x = b.fsub(x, b.fsub(b.fadd(x, above), above))
+    return [b.add(held[0], b.bitcast(b.fadd(x, numbers[-1]), vector(INT64)))]
+
+
+span_rows, sum_rows = over_rows(INT32, span_step), over_rows(INT64, sum_step)
 
 
 @part
@@ -218,7 +262,9 @@ def reach(least, most, near, lanes, own):  # the largest magnitude, and the leas
     low, high, small = np.int32(LAST_KEY), np.int32(FIRST_KEY), np.uint32(NO_MAGNITUDE)
     for row in range(0, least.size, lanes):
         for k in range(row, row + own):
-            low, high, small = min(low, least[k]), max(high, most[k]), min(small, near[k])
+            low, high = min(low, least[k]), max(high, most[k])
+    for k in range(near.size):
+        small = min(small, near[k])
     return max(np.int64(high), -1 - np.int64(low)), np.int64(small) + 1
 
 
@@ -299,14 +345,15 @@ def observe_rows(x, first, low, high, total, tables, seen, sign):  # channel by 
 @part
 def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by block, the channels of one being neighbours
     rows, lanes, channels = x.shape[1], x.shape[2], low.size
-    together = max(1, (64 if rows * lanes >= 1024 else 16) // lanes)  # rows, so that no addition waits for the one before it
-    blocks, tile = (channels + lanes - 1) // lanes, together * lanes
-    step = 8 * together * max(1, 4096 // tile)  # rows that stay in the cache for the three things that are done with them
+    together = 1  # rows that make up whole vectors
+    while together * lanes % WIDE:
+        together += together
+    blocks, width = (channels + lanes - 1) // lanes, together * lanes
+    step = together * max(1, MOST_IN_CACHE // width)  # rows that stay in the cache for the three things done with them
     bits = x.view(np.uint32)
-    least, most, near = np.empty(tile, np.int32), np.empty(tile, np.int32), np.empty(tile, np.uint32)
-    sums, rest = np.zeros(tile, np.uint64), np.empty(tile)
-    lower, last = np.zeros(tile, np.uint64), np.zeros(tile, np.uint64)
-    packed = np.empty(step * lanes if channels % lanes else 0, np.uint32)
+    least, most, near = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(WIDE, np.uint32)
+    sums, lower, last = np.zeros(width, np.uint64), np.zeros(width, np.uint64), np.zeros(width, np.uint64)
+    rest, packed = np.empty(width), np.empty(step * lanes if channels % lanes else 0, np.uint32)
     uncarried, whole = np.zeros(blocks, np.int32), np.empty(lanes, np.uint64)
     for b in range(x.shape[0]):
         channel = (first + b) % blocks * lanes
@@ -326,11 +373,12 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
                         packed[k] = bits[b, r, c]
                         k += 1
                 count(packed[:k], tables, b)
-            eights = block.size // (8 * tile) * (8 * tile)
-            for k in range(0, eights, 8 * tile):
-                span_eight(block[k : k + 8 * tile], least, most, near)
-            for k in range(eights, block.size, tile):
-                span(block[k : k + tile], least, most, near)
+            number, source, stride = block.size // width, block.ctypes.data, 4 * width  # of vectors above each other
+            odd = number * width
+            for k in range(0, width, WIDE):
+                places = (least.ctypes.data + 4 * k, most.ctypes.data + 4 * k, near.ctypes.data)
+                span_rows(source + 4 * k, number, stride, places, ())
+            near[0] = min(near[0], span(block[odd:], least, most))
             largest, smallest = reach(least, most, near, lanes, own)
             if largest >= INFINITY:  # such an array has no sum
                 continue
@@ -342,21 +390,19 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
                 since, since_lower, additions = 0, 0, additions + 2
             unit, since = exponent + HIGHEST_UNIT, since + (end - start)
             anchor, below = anchor_of(unit), anchor_of(unit - (WIDTH + 1))
-            for k in range(0, eights, 8 * tile):
-                add_eight(values[k : k + 8 * tile], sums, anchor)
-            for k in range(eights, block.size, tile):
-                add(values[k : k + tile], sums, anchor)
+            for k in range(0, width, WIDE):
+                sum_rows(source + 4 * k, number, stride, (sums.ctypes.data + 8 * k,), (anchor,))
+            add(values[odd:], sums, anchor)
             if unit > digit:
                 since_lower += end - start
-                for k in range(0, eights, 8 * tile):
-                    add_rest_eight(values[k : k + 8 * tile], lower, anchor, below)
-                for k in range(eights, block.size, tile):
-                    add_rest(values[k : k + tile], lower, anchor, below)
+                for k in range(0, width, WIDE):
+                    sum_rows(source + 4 * k, number, stride, (lower.ctypes.data + 8 * k,), (anchor, below))
+                add_rest(values[odd:], lower, anchor, below)
             level = 2
             while unit - (level - 1) * (WIDTH + 1) > digit:
                 anchor = anchor_of(unit - level * (WIDTH + 1))
-                for k in range(0, block.size, tile):
-                    part_of = values[k : k + tile]
+                for k in range(0, block.size, width):
+                    part_of = values[k : k + width]
                     digits_below(part_of, unit, level, rest)
                     add(rest[: part_of.size], last, anchor)
                 settle(last, lanes, own, end - start, unit - level * (WIDTH + 1), sign, into, whole)
@@ -373,7 +419,7 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
             for c in range(own):
                 low[channel + c] = min(low[channel + c], least[row * lanes + c])
                 high[channel + c] = max(high[channel + c], most[row * lanes + c])
-        for k in range(tile):
+        for k in range(WIDE):
             seen[2] = min(seen[2], np.int64(near[k]))
 
 
