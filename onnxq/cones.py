@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
+import xxhash
 
 from onnxq.proto import folder_of
 from onnxq.store import content_of
@@ -25,7 +26,8 @@ def cones_of(proto: onnx.ModelProto, known: Mapping[str, str] | None = None) -> 
     """The cone of every tensor of the main graph.
 
     A cone is SHA-256 over a node's op, the version of it that the model's opset means, its attributes and the cones of its
-    inputs; over the content of a constant; over the name and type of an input. A body counts by the cones of its outputs.
+    inputs; over the type, shape and XXH3 of a constant; over the name and type of an input. A body counts by the cones of
+    its outputs.
     Those that are `known` are taken as they are, and what is computed from these tensors goes by them.
     """
     return _Hashing(proto, known or {}).of_graph(proto.graph, {})
@@ -46,9 +48,8 @@ class _Hashing:
             found[tensor.name] = _hash("input", str(k) if is_body else tensor.name, str(tensor.type.tensor_type.elem_type))
         for tensor in graph.initializer:
             own = found.get(tensor.name, "")  # an input may have it for its default
-            found[tensor.name] = _hash(
-                "constant", own, str(tensor.data_type), str(tensor.dims), content_of(tensor, self._folder)
-            )
+            content = xxhash.xxh3_128_hexdigest(memoryview(content_of(tensor, self._folder)))
+            found[tensor.name] = _hash("constant", own, str(tensor.data_type), str(tensor.dims), content)
         for sparse in graph.sparse_initializer:
             found[sparse.values.name] = _hash("sparse", sparse.SerializeToString(deterministic=True))
         for node in graph.node:

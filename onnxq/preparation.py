@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -85,23 +86,26 @@ def prepare(
     collected = None if collected is None else collected.copy()
     graph = Graph.from_proto(source.proto, source.folder, source.store)
     given = graph.to_stored_proto()
-    digest, size = hash_of_model(given), size_of(given)
+    size = size_of(given)
+    model = Model(graph, chosen, calibration=collected, threads=threads, progress=progress)
+    probes: list[dict[str, np.ndarray]] = []
+    manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(hash_of_model, given)
+        recovered = manager.run(model, passes_of(RECOVER, recipe))  # first: onnxruntime cannot load all that comes
+        if recalibrate:
+            tensors = graph.tensors()
+            model.trained = {n: q for n, q in model.trained.items() if isinstance(tensors.get(n), Constant)}
+        original = graph.to_stored_proto()
+        session = Session(original, threads=threads)
+        digest = hashing.result()
     if collected is not None and collected.source_hash != digest:
         raise CalibrationError(
             "the calibration file was made from another model (their contents differ); run onnxq calibrate on this one"
         )
     if collected is not None and not collected.probes:
         raise CalibrationError("the calibration holds no probe feeds; collect it again with onnxq calibrate")
-    how = replace(collecting or Collecting(), threads=threads, progress=progress, source_hash=digest)
-    model = Model(graph, chosen, calibration=collected, collecting=how, threads=threads, progress=progress)
-    probes: list[dict[str, np.ndarray]] = []
-    manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
-    recovered = manager.run(model, passes_of(RECOVER, recipe))  # before onnxruntime sees it: it cannot load all that comes
-    if recalibrate:
-        tensors = graph.tensors()
-        model.trained = {n: q for n, q in model.trained.items() if isinstance(tensors.get(n), Constant)}
-    original = graph.to_stored_proto()
-    session = Session(original, threads=threads)
+    model.collecting = replace(collecting or Collecting(), threads=threads, progress=progress, source_hash=digest)
     inputs = runtime.as_declared(session.inputs, original)
     samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
     if samples is not None and feedback:
