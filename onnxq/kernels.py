@@ -50,12 +50,12 @@ def widen(low: Array, high: Array, minimum: Array, maximum: Array) -> None:
 
 def tally_types() -> tuple[np.dtype, np.dtype, np.dtype]:
     """What a tally's memory is made of: its header, its records, and what a node of the op `count_input` is told by."""
-    return _counting().HEADER, _counting().RECORD, _counting().OP
+    return _op().HEADER, _op().RECORD, _op().OP
 
 
 def count_input() -> int:
     """The address of a C function of (kernel, context) that counts the input of an op of onnxruntime's, see tally.py."""
-    return int(_counting().count_input.address)
+    return int(_op().count_input.address)
 
 
 def ends_of(records: Array, ends: Array) -> bool:
@@ -63,12 +63,12 @@ def ends_of(records: Array, ends: Array) -> bool:
 
     Records that counted nothing get (inf, -inf).
     """
-    return bool(_counting().ends_of(records, ends))
+    return bool(_op().ends_of(records, ends))
 
 
 def widen_by(records: Array) -> None:
     """Let the minimum and maximum of the channels of each record that counted something take in what it counted."""
-    _counting().widen_by(records)
+    _op().widen_by(records)
 
 
 def carry(limbs: Array) -> None:
@@ -114,6 +114,11 @@ def round_block(
 @lru_cache(maxsize=1)
 def _counting() -> Any:
     return import_module("onnxq.compiled.counting")
+
+
+@lru_cache(maxsize=1)
+def _op() -> Any:
+    return import_module("onnxq.compiled.op")
 
 
 @lru_cache(maxsize=1)

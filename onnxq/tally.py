@@ -1,6 +1,6 @@
 """Tally: memory in which the runtime's own threads count the tensors of a model while it runs.
 
-The op `count_input` of compiled/counting.py reads a tensor as soon as it is made, while it is in the cache, and counts it
+The op `count_input` of compiled/op.py reads a tensor as soon as it is made, while it is in the cache, and counts it
 into sketches by the addresses of their arrays, which a tally holds. Nothing is kept of the tensor, and Python is not asked;
 but for what is out of the ordinary: elements that are no float32, the first array of a tensor, another number of channels,
 more exponents than there are pages for.
@@ -25,7 +25,7 @@ from onnxq.pages import new_scratch
 from onnxq.sketch import Look, TensorSketch
 
 ASK = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
-TAKE, GROW = 0, 1  # what compiled code asks for, as compiled/counting.py has them
+TAKE, GROW = 0, 1  # what compiled code asks for, as compiled/op.py has them
 FINE, FAILED = 0, 2  # of a header; in between it is busy, or an exception left it so
 Visit = Callable[[int, np.ndarray | Blocks], None]  # the number of a reading, and the tensor
 

@@ -101,16 +101,34 @@ def test_sums_of_large_arrays_are_exact(shape: tuple[int, ...], axis: int | None
     assert sketch.count == x.size
 
 
-def test_a_run_of_one_value_overflows_no_table() -> None:
+@pytest.mark.parametrize("value", [1.5, 0.0, -0.0, 1e-45])
+def test_a_run_of_one_value_overflows_no_table(value: float) -> None:
     sketch = TensorSketch()
     for shape in ((1 << 20,), (1 << 19, 1, 1, 1), (1 << 18, 1, 2)):
-        sketch.update(np.full(shape, 1.5, np.float32))
+        sketch.update(np.full(shape, value, np.float32))
     assert sketch.count == (1 << 20) + (1 << 19) + (1 << 19)
     by_channel = TensorSketch(channel_axis=1)
-    by_channel.update(np.full((1 << 19, 1, 1, 3), 1.5, np.float32))
-    by_channel.update(np.full((1 << 17, 1, 3, 3), 1.5, np.float32))
+    by_channel.update(np.full((1 << 19, 1, 1, 3), value, np.float32))
+    by_channel.update(np.full((1 << 17, 1, 3, 3), value, np.float32))
     assert by_channel.count == 3 * (1 << 19) + 9 * (1 << 17)
-    assert by_channel.sum() == 1.5 * by_channel.count
+    assert by_channel.sum() == float(np.float32(value)) * by_channel.count
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 40, 40), (3, 48, 7, 7), (1, 5, 61, 61), (2, 24, 33, 1)])
+@pytest.mark.parametrize("lanes", [8, 16, None])
+@pytest.mark.parametrize("axis", [1, None])
+def test_zeros_are_counted_wherever_they_are(shape: tuple[int, ...], lanes: int | None, axis: int | None) -> None:
+    """Many in some parts and none in others, as they are counted in another way where they are many."""
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random(shape) < rng.random((*shape[:2], 1, 1)), 0, rng.standard_normal(shape)).astype(np.float32)
+    x[:, 2] = 0
+    x[:, 3] = -1
+    given: np.ndarray | Blocks = x if lanes is None else in_blocks(x, lanes, 0.0)
+    compiled, plain = Seen.empty(given, axis), Seen.empty(given, axis)
+    for sign in (1, 1, -1):
+        compiled.observe(given, axis, sign)
+    plain.observe_numpy(given, axis)
+    assert_same(compiled, plain)
 
 
 def in_blocks(x: np.ndarray, lanes: int, padding: float) -> Blocks:
@@ -196,8 +214,8 @@ class Seen:
     def empty(cls, x: np.ndarray | Blocks, axis: int | None) -> Seen:
         return cls(Pages(), ExactSum.zeros(channels_of(x, axis)))
 
-    def observe(self, x: np.ndarray | Blocks, axis: int | None) -> Extent:
-        return observe(x, axis, self.pages, self.total)
+    def observe(self, x: np.ndarray | Blocks, axis: int | None, sign: int = 1) -> Extent:
+        return observe(x, axis, self.pages, self.total, sign)
 
     def observe_numpy(self, x: np.ndarray | Blocks, axis: int | None) -> Extent:
         return observe_numpy(x, axis, self.pages, self.total)

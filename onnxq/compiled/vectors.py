@@ -1,0 +1,134 @@
+"""Loops over vectors of WIDE elements, written as numba cannot be made to write them, for counting.py.
+
+What numba makes of a loop over few rows spends more time before it and after it than in it, and it knows no instruction
+that packs some elements of a vector. LLVM makes of a vector of this width what the processor has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from llvmlite.binding import llvm_version_info
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+WIDE = 16  # one vector of AVX-512, two of AVX2, four of NEON
+INT32, INT64, DOUBLE = ir.IntType(32), ir.IntType(64), ir.DoubleType()
+COMPRESS = f"llvm.experimental.vector.compress.v{WIDE}i32"
+
+
+def over_rows(kind: ir.Type, step: Callable[..., list[ir.Value]]) -> Any:
+    """What goes over rows of memory, WIDE elements of each, with vectors of a kind that are in memory before and after.
+
+    Its arguments are the address of the first element, the number of rows, the bytes from one to the next, the addresses of
+    the vectors, and numbers that each step is given besides.
+    """
+
+    @intrinsic
+    def go(typing, source, rows, stride, places, numbers):
+        def code(context, builder, signature, values):
+            start, (source, rows, stride) = builder.block, values[:3]
+            given = [splat(builder, n) for n in cgutils.unpack_tuple(builder, values[4])]
+            at = [builder.inttoptr(p, vector(kind).as_pointer()) for p in cgutils.unpack_tuple(builder, values[3])]
+            loop, body, end = (builder.append_basic_block(name) for name in ("rows", "row", "end"))
+            first = [builder.load(p, align=4) for p in at]
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            row, place, *held = [builder.phi(INT64), builder.phi(INT64), *(builder.phi(vector(kind)) for _ in at)]
+            builder.cbranch(builder.icmp_signed("<", row, rows), body, end)
+            builder.position_at_end(body)
+            elements = builder.load(builder.inttoptr(place, vector(INT32).as_pointer()), align=4)
+            made = step(builder, elements, held, given)
+            ahead = [builder.add(row, INT64(1)), builder.add(place, stride), *made]
+            for value, before, after in zip([row, place, *held], [INT64(0), source, *first], ahead, strict=True):
+                value.add_incoming(before, start)
+                value.add_incoming(after, body)
+            builder.branch(loop)
+            builder.position_at_end(end)
+            for value, pointer in zip(held, at, strict=True):
+                builder.store(value, pointer, align=4)
+            return context.get_dummy_value()
+
+        return types.void(source, rows, stride, places, numbers), code
+
+    return go
+
+
+def vector(kind: ir.Type) -> ir.VectorType:
+    return ir.VectorType(kind, WIDE)
+
+
+def splat(builder: Any, value: Any) -> ir.Value:
+    """A vector of one value over and over."""
+    empty = vector(value.type)(ir.Undefined)
+    return builder.shuffle_vector(builder.insert_element(empty, value, INT32(0)), empty, every(0))
+
+
+def every(number: int) -> ir.Constant:
+    return ir.Constant(vector(INT32), [number] * WIDE)
+
+
+def span_step(b: Any, bits: ir.Value, held: list[ir.Value], _: list[ir.Value]) -> list[ir.Value]:
+    """Least and largest key so far, and the least magnitude less one, see `key` and `magnitude`."""
+    least, most, near = held
+    keys = b.xor(bits, b.and_(b.ashr(bits, every(31)), every(0x7FFFFFFF)))
+    size = b.sub(b.and_(bits, every(0x7FFFFFFF)), every(1))
+    return [
+        b.select(b.icmp_signed("<", keys, least), keys, least),
+        b.select(b.icmp_signed(">", keys, most), keys, most),
+        b.select(b.icmp_unsigned("<", size, near), size, near),
+    ]
+
+
+def sum_step(b: Any, bits: ir.Value, held: list[ir.Value], numbers: list[ir.Value]) -> list[ir.Value]:
+    """The sums so far of `anchored(x, anchor)`, or of `anchored(rest_of(x, above), anchor)` where two numbers are given."""
+    x = b.fpext(b.bitcast(bits, vector(ir.FloatType())), vector(DOUBLE))
+    for above in numbers[:-1]:
+        x = b.fsub(x, b.fsub(b.fadd(x, above), above))
+    return [b.add(held[0], b.bitcast(b.fadd(x, numbers[-1]), vector(INT64)))]
+
+
+span_rows, sum_rows = over_rows(INT32, span_step), over_rows(INT64, sum_step)
+
+
+def squeezing() -> Any:
+    @intrinsic
+    def squeeze(typing, source, number, target):
+        """Write the bins but 0 of elements, a number that fills vectors, as uint16; how many, or -1 where that is slow."""
+
+        def code(context, builder, signature, values):
+            if "+avx512f" not in context.codegen().magic_tuple()[2] or llvm_version_info[0] < 19:
+                return INT64(-1)
+            source, number, target = values
+            start, bit, short = builder.block, ir.VectorType(ir.IntType(1), WIDE), vector(ir.IntType(16))
+            compress = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(vector(INT32), [vector(INT32), bit, vector(INT32)]), COMPRESS
+            )
+            loop, body, end = (builder.append_basic_block(name) for name in ("vectors", "vector", "end"))
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            done, found = builder.phi(INT64), builder.phi(INT64)
+            builder.cbranch(builder.icmp_signed("<", done, number), body, end)
+            builder.position_at_end(body)
+            place = builder.add(source, builder.shl(done, INT64(2)))
+            bins = builder.lshr(builder.load(builder.inttoptr(place, vector(INT32).as_pointer()), align=4), every(16))
+            some = builder.icmp_unsigned("!=", bins, every(0))
+            packed = builder.trunc(builder.call(compress, [bins, some, every(0)]), short)
+            place = builder.add(target, builder.shl(found, INT64(1)))
+            builder.store(packed, builder.inttoptr(place, short.as_pointer()), align=2)
+            more = builder.zext(builder.ctpop(builder.bitcast(some, ir.IntType(WIDE))), INT64)
+            for value, after in ((done, builder.add(done, INT64(WIDE))), (found, builder.add(found, more))):
+                value.add_incoming(INT64(0), start)
+                value.add_incoming(after, body)
+            builder.branch(loop)
+            builder.position_at_end(end)
+            return found
+
+        return types.int64(source, number, target), code
+
+    return squeeze
+
+
+squeeze = squeezing()
