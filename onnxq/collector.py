@@ -68,8 +68,6 @@ class Collector:
         if self._watched is None:
             wanted, config = computed(job.axes, job.scaled), config_of(job.threads)
             self._exposed = Exposed(model, wanted, among=job.among, threads=job.threads, config=config)
-        in_run = set() if self._watched is None else {reading.sketch for reading in self._watched.readings}
-        self._held = [name for name in job.axes if name not in in_run]
 
     def part(self) -> Part:
         """An empty part."""
@@ -81,12 +79,12 @@ class Collector:
 
         Raises CalibrationError, ModelError; where what it counted could not be taken away again, the part is broken then.
         """
-        given = {name: value for name, value in sample.feed.items() if name in self._inputs}
         counted: _Held | _Tallied
         if self._watched is None:
-            counted = _Held(self._held, self.job, part, {**self._exposed.run(sample.feed, sample.where), **given}, sample)
+            given = {name: value for name, value in sample.feed.items() if name in self._inputs}
+            counted = _Held(self.job, part, {**self._exposed.run(sample.feed, sample.where), **given}, sample)
         else:
-            counted = _Tallied(_Held(self._held, self.job, part, given, sample), part, self._watched, sample)
+            counted = _Tallied(part, self._watched, sample)
         was_broken, part.is_broken = part.is_broken, True
         try:
             counted.count()
@@ -136,9 +134,9 @@ def config_of(threads: int) -> Mapping[str, str]:
 class _Held:
     """Tensors of a sample that are held, and counted: all of them are taken then, or none."""
 
-    def __init__(self, names: Iterable[str], job: Job, part: Part, values: Mapping[str, Any], sample: Sample) -> None:
+    def __init__(self, job: Job, part: Part, values: Mapping[str, Any], sample: Sample) -> None:
         self.outputs, self.flaw, self._where, self._counts = values, "", sample.where, False
-        self._sketches = {name: part.found.sketches[name] for name in names}
+        self._sketches = part.found.sketches
         self._arrays: dict[str, np.ndarray | Blocks] = {}
         self._looks: dict[str, Look] = {}
         for name, sketch in self._sketches.items():
@@ -177,20 +175,17 @@ class _Held:
 class _Tallied:
     """The same of tensors that are counted in the run; another run of the sample, which is rare, shows them again."""
 
-    def __init__(self, held: _Held, part: Part, session: Watched, sample: Sample) -> None:
-        """`held` are the tensors that come in with the sample."""
+    def __init__(self, part: Part, session: Watched, sample: Sample) -> None:
         assert part.tally is not None
         self.outputs, self.flaw, self._spoilt = dict[str, Any](), "", list[int]()
         self._tally, self._session, self._sample = part.tally, session, sample
-        self._held = held
 
     def count(self) -> None:
         self.outputs = self._session.run(self._sample.feed, self._tally, self._sample.where)
-        self._held.count()
 
     def spoilt(self) -> list[str]:
         self._spoilt = self._tally.spoilt()
-        return [*(self._tally.readings[k].sketch for k in self._spoilt), *self._held.spoilt()]
+        return [self._tally.readings[k].sketch for k in self._spoilt]
 
     def take(self, index: int) -> None:
         def add_finite(k: int, array: np.ndarray | Blocks) -> None:
@@ -200,7 +195,6 @@ class _Tallied:
         self._tally.take(index, self._spoilt)
         if self._spoilt:
             self._session.run(self._sample.feed, self._tally, self._sample.where, add_finite)
-        self._held.take(index)
 
     def undo(self, first: str = "") -> bool:
         if self._tally.is_lost:
@@ -218,9 +212,8 @@ class _Tallied:
 
         with suppress(ModelError):  # as from the run before it, which got as far
             self._session.run(self._sample.feed, self._tally, self._sample.where, drop)
-        rest = self._held.undo(first)
-        self.flaw = self._held.flaw or "".join(flaws)
-        return rest and not left
+        self.flaw = "".join(flaws)
+        return not left
 
 
 def _flaw(value: np.ndarray | Blocks) -> str:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from onnxq import capi, kernels, runtime
 from onnxq.equalization import Scaled
 from onnxq.errors import ModelError
-from onnxq.exposure import lanes, made_of, optimized
+from onnxq.exposure import Place, lanes, made_of, optimized
 from onnxq.proto import bodies
 from onnxq.sketch import TensorSketch
 from onnxq.tally import Reading, Tally, Visit
@@ -55,7 +55,7 @@ def _trains(node: onnx.NodeProto) -> bool:
 
 
 class Watched:
-    """A session in which sketches are counted: those of tensors of the model, and those that are scaled from them."""
+    """A session in which sketches are counted: those of tensors of the model, its inputs too, and those scaled from them."""
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class Watched:
             nodes = []
             taken = {name for node in model.graph.node for name in node.output} | {i.name for i in model.graph.input}
             self._told = next(name for k in count() if (name := f"{TALLY}{k}") not in taken)
-            for tensor in wanted:
-                place, first = places[tensor], len(self.readings)
+            for tensor in [*(name for name in by_tensor if name in self.inputs), *wanted]:
+                place, first = places.get(tensor, Place(tensor)), len(self.readings)
                 self.readings += [Reading(name, scaled.get(name), place.channels) for name in by_tensor[tensor]]
                 nodes.append(helper.make_node(
                     OBSERVE, [place.output, self._told], [], domain=DOMAIN, first=first, number=len(by_tensor[tensor]),

@@ -38,8 +38,8 @@ NET = onnx.parser.parse_model(
         brain = Cast <to = 16> (x) f = Cast <to = 1> (brain) g = Shape (x)
         h = Add (b, e) y = Add (h, f) }"""
 )
-AXES: Axes = dict(zip("abcdefghy", [1, None, 1, -1, None, 1, None, 2, 1], strict=True)) | {
-    "halves": None, "wide": 1, "brain": None, "x": 1,
+AXES: Axes = dict(zip("xabcdefghy", [1, 1, None, 1, -1, None, 1, None, 2, 1], strict=True)) | {
+    "halves": None, "wide": 1, "brain": None,
 }  # fmt: skip
 SCALED = {"scaled": Scaled("f", (0.5, 4.0, 1.0))}
 
