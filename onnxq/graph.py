@@ -249,13 +249,11 @@ class Graph:
 
     def to_stored_proto(self) -> onnx.ModelProto:
         """As `to_proto`, but large initializers are in the file of the store: for this process, not to be saved."""
-        twin = self.copy()
-        pairs = [p for p in zip(self._constants(), twin._constants(), strict=True) if isinstance(p[0]._values, np.ndarray)]
-        for (mine, other), kept in zip(pairs, self._store.keep(*(mine._values for mine, _ in pairs)), strict=True):
-            mine.values = kept
-            if self._store.holds(mine._values):
-                other._values = LazyValues(self._store.reference(mine.name, mine._values))
-        proto = twin.to_proto()
+        read = [t for t in self._constants() if isinstance(t._values, np.ndarray)]
+        for tensor, kept in zip(read, self._store.keep(*(t._values for t in read)), strict=True):
+            tensor.values = kept
+        large = [(t, self._store.reference(t.name, t._values)) for t in read if self._store.holds(t._values)]
+        proto = self._written_as(large)
         if any(uses_external_data(t) for g in [proto.graph, *bodies(proto.graph)] for t in g.initializer):
             say_folder(proto, self._store.folder)
             self._store.release()
@@ -273,13 +271,23 @@ class Graph:
 
     def to_light_proto(self, keep: int = 1024) -> onnx.ModelProto:
         """As `to_proto`, but no initializer of more than `keep` bytes carries data: enough for shape inference."""
-        twin = self.copy()
-        for tensor in twin._constants():
+        bare = []
+        for tensor in self._constants():
             if tensor.nbytes > keep:
                 kind = tensor.dtype if isinstance(tensor.dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype)
-                bare = onnx.TensorProto(name=tensor.name, data_type=kind, dims=list(tensor.shape or ()))
-                tensor._values = LazyValues(bare)
-        return twin.to_proto()
+                bare.append((tensor, onnx.TensorProto(name=tensor.name, data_type=kind, dims=list(tensor.shape or ()))))
+        return self._written_as(bare)
+
+    def _written_as(self, stead: Sequence[tuple[Constant, onnx.TensorProto]]) -> onnx.ModelProto:
+        """As `to_proto`, with initializers of these in place of those of some constants."""
+        values = [tensor._values for tensor, _ in stead]
+        try:
+            for tensor, initializer in stead:
+                tensor._values = LazyValues(initializer)
+            return self.to_proto()
+        finally:
+            for (tensor, _), own in zip(stead, values, strict=True):
+                tensor._values = own
 
     def _hoist_captured(self, proto: onnx.ModelProto) -> None:
         """graphsurgeon writes an outer initializer that a body reads into the body; put it back, once."""

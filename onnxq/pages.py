@@ -34,12 +34,17 @@ class Pages:
             if row.any():
                 yield int(page), row
 
-    def add(self, page: int, row: np.ndarray) -> None:
-        if self._slots[page] < 0:
-            self._reserve(1)
-            self._slots[page] = self._used
-            self._used += 1
-        self._rows[self._slots[page]] += row
+    def add(self, pages: np.ndarray, rows: np.ndarray) -> None:
+        """Add rows (n, 128) to these pages (n,), each of which is there once."""
+        new = pages[self._slots[pages] < 0]
+        self._reserve(len(new))
+        self._slots[new] = np.arange(self._used, self._used + len(new))
+        self._used += len(new)
+        self._rows[self._slots[pages]] += rows
+
+    def merge(self, other: Pages) -> None:
+        pages = np.flatnonzero(other._slots >= 0)
+        self.add(pages, other._rows[other._slots[pages]])
 
     def count(self, blocks: np.ndarray, first: int, extent: Extent, total: np.ndarray, sign: int, *, is_new: bool) -> None:
         """Add the elements of some blocks, or take them away, and see how far they reach; `is_new` if they are the first."""
@@ -67,8 +72,8 @@ class Pages:
     def count_numpy(self, bits: np.ndarray) -> None:
         """Add the elements of a float32 bit pattern, in plain numpy: the oracle of the compiled kernels."""
         counts = np.bincount(bits >> 16, minlength=PAGES * BINS_A_PAGE).astype(np.int64).reshape(PAGES, BINS_A_PAGE)
-        for page in np.flatnonzero(counts.any(1)):
-            self.add(int(page), counts[page])
+        pages = np.flatnonzero(counts.any(1))
+        self.add(pages, counts[pages])
 
     def _reserve(self, more: int) -> None:
         while self._used + more > len(self._rows):

@@ -212,8 +212,7 @@ class TensorSketch:
 
     def merge(self, other: TensorSketch) -> None:
         """Add what another sketch of the same tensor has seen."""
-        for page, row in other.pages.items():
-            self.pages.add(page, row)
+        self.pages.merge(other.pages)
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         self.nan_count += other.nan_count
         self.inf_count += other.inf_count
@@ -291,8 +290,7 @@ class TensorSketch:
         channels = ChannelStatistics.from_arrays(arrays) if "channel_totals" in arrays else None
         nan_count, inf_count, has_axis = (int(v) for v in arrays["counts"])
         pages = Pages()
-        for page, row in zip(arrays["page_ids"], arrays["pages"], strict=True):
-            pages.add(int(page), row)
+        pages.add(arrays["page_ids"], arrays["pages"])
         return cls(
             channel_axis=int(arrays["axis"][0]) if has_axis > 0 else None,
             pages=pages,
