@@ -19,9 +19,10 @@ from onnxq.fastest import Built, fastest
 from onnxq.feeds import Feed, size_of
 from onnxq.graph import Variable
 from onnxq.model import Model, Observed, State
+from onnxq.passes.observe.choose_ranges import scope_of
 from onnxq.passmanager import PassRecord
 from onnxq.preparation import Prepared, comparable, counted, passes_of, prepare
-from onnxq.ranges import to_toml
+from onnxq.ranges import tables_of
 from onnxq.recipe import Recipe
 from onnxq.source import Source
 from onnxq.stages import DYNAMIC, EQUALIZE, LOWER, OBSERVE, PLACE, REFINE, SELECT
@@ -69,7 +70,7 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
             best = fastest(best, variant, plain, comparable(prepared)[0], _typical(probes), threads=start.threads)
         except (ModelError, OSError, ValueError) as error:
             best = replace(best, note=f"Placements were not timed, so all is integer that can be: {error}.")
-    model, prepared.unplaced, prepared.note, prepared.ranges_toml = best.model, best.unplaced, best.note, best.ranges_toml
+    model, prepared.unplaced, prepared.note, prepared.ranges = best.model, best.unplaced, best.note, dict(best.ranges)
     _quantize_bodies(prepared, recipe, model)
     _stamp(model, recipe, prepared)
     prepared.model.calibration = start.calibration
@@ -98,8 +99,9 @@ def _build(prepared: Prepared, start: Model, recipe: Recipe) -> Built:
             break
         start.unplaced = start.unplaced | (model.planned - integer)
     audit.complete_ledger(model, integer)
-    said = to_toml(ranges, ranges if model.target.activation_symmetric else ())
-    return Built(model, records, said, start.unplaced)
+    scope = (recipe.options(p.ChooseRanges.name) or {}).get("scope", "")
+    tables = tables_of(ranges, ranges if model.target.activation_symmetric else (), scope)
+    return Built(model, records, tables, start.unplaced)
 
 
 def _quantize_bodies(prepared: Prepared, recipe: Recipe, model: Model) -> None:
@@ -111,12 +113,15 @@ def _quantize_bodies(prepared: Prepared, recipe: Recipe, model: Model) -> None:
         Sample(feed, None, f"kept feed {k}") for k, feed in enumerate(calibration.kept.values())
     ]
     how = Collecting(on_nonfinite=model.collecting.on_nonfinite, memory_limit=model.collecting.memory_limit)
-    own = recipe.model_copy(update={"override": (), "passes": {**recipe.passes, "raise-opset": False}})
+    choosing = recipe.options(p.ChooseRanges.name) or {}
     nodes = {n.name: n for n in model.graph.nodes}
     for body in bodies_with_layers(reference, 1 if model.target.measured else LEAST_IN_LOOP):
         if body.node.name in model.excluded or not all(name in model.graph.tensors() for name in body.captured):
             continue
         which = f"the {body.key} of {body.node.name}"
+        scope = scope_of(body.node, body.key, choosing.get("scope", ""))
+        changed = {"raise-opset": False, p.ChooseRanges.name: {**choosing, "scope": scope}}
+        own = recipe.model_copy(update={"passes": {**recipe.passes, **changed}})
         dumps = prepared.dump_dir and prepared.dump_dir / re.sub(r"\W+", "_", f"{body.node.name}-{body.key}")
         try:
             inside = None if recipe.mode == "dynamic" else samples_of(body, reference, samples, model.threads)
@@ -133,6 +138,7 @@ def _quantize_bodies(prepared: Prepared, recipe: Recipe, model: Model) -> None:
         if any(e.state is not State.FLOAT for e in done.ledger.values()):
             model.graph.set_body(nodes[body.node.name], body.key, done.graph.to_proto())
             model.ledger.update(done.ledger)
+            prepared.ranges |= part.ranges
             prepared.notes += part.notes
             prepared.notes += [
                 f"In {which}, pass {r.name} was rolled back: {r.rolled_back}." for r in records if r.rolled_back

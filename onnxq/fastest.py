@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Built:
 
     model: Model
     records: list[PassRecord]
-    ranges_toml: str = ""
+    ranges: dict[str, str] = field(default_factory=dict)  # of its activations, see ranges.py
     unplaced: frozenset[str] = frozenset()  # what the audit found in float
     note: str = ""
 

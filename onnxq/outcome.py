@@ -14,6 +14,7 @@ from onnxq.model import Model, State
 from onnxq.passmanager import UNPROVABLE, PassRecord
 from onnxq.precision import is_half
 from onnxq.preparation import Prepared, Progress, comparable, was_quantized
+from onnxq.ranges import to_toml
 from onnxq.recipe import Recipe
 from onnxq.report import Report
 from onnxq.runtime import Session
@@ -55,7 +56,7 @@ def report_on(
         float_bytes=prepared.float_bytes,
         quantized_bytes=proto.ByteSize(),
         audited=model.target.audited,
-        ranges_toml=prepared.ranges_toml,
+        ranges_toml=to_toml(prepared.ranges),
     )
     report.notes += [f"{note[0].upper()}{note[1:]}." for note in calibration.notes]
     report.notes += [f"Pass {r.name} was rolled back: {r.rolled_back}." for r in records if r.rolled_back]

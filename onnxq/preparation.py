@@ -49,7 +49,7 @@ class Prepared:
     provider: str
     float_bytes: int
     session: Session | None  # of the model as it was loaded, where states are fed back
-    ranges_toml: str = ""
+    ranges: dict[str, str] = field(default_factory=dict)  # of every activation, those in bodies too, see ranges.py
     unplaced: frozenset[str] = frozenset()  # what the audit found in float
     note: str = ""  # on how the placement was chosen
     notes: list[str] = field(default_factory=list)  # on bodies

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,10 @@ import onnxq
 from onnxq import runtime
 from onnxq.bodies import bodies_with_layers, samples_of
 from onnxq.data import Sample
+from onnxq.errors import RecipeError
 from onnxq.graph import Graph
 from onnxq.model import State
+from onnxq.recipe import Override, Recipe
 from onnxq.runtime import Session, evaluate
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -211,3 +216,36 @@ def test_what_happens_to_a_body_is_dumped_and_told(tmp_path: Any, monkeypatch: p
     folders = sorted(p.name for p in tmp_path.iterdir() if p.is_dir())
     assert [name.rsplit("_", 2)[-2:] for name in folders] == [["else", "branch"], ["then", "branch"]]
     assert all(list((tmp_path / name).glob("*insert-qdq.onnx")) for name in folders)
+
+
+@pytest.mark.parametrize("text, name", [(BRANCHES, "a1"), (BRANCHES, "h"), (LOOP, "b")])
+def test_ranges_inside_bodies_are_written_and_taken_back(
+    text: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxq.building.LEAST_IN_LOOP", 1)
+    proto, path = made(text), tmp_path / "r.toml"
+    given = feeds(proto)
+    quantized = partial(onnxq.quantize, proto, given, target="cpu", threads=1, validate=False)
+    first = quantized()
+    path.write_text(first.ranges_toml, encoding="utf-8")
+    again = quantized(ranges=path)
+    assert [n.SerializeToString() for n in again.model.graph.node] == [n.SerializeToString() for n in first.model.graph.node]
+    assert again.ranges_toml == first.ranges_toml
+    said = tomllib.loads(first.ranges_toml)["ranges"]
+    scoped = next(key for key in said if key.endswith(f":{name}"))
+    for key in (scoped, name):  # that of one body, and those of all
+        path.write_text(f'schema = 1\n[ranges."{key}"]\nmin = 0.0\nmax = {1.5 * said[scoped]["max"]}\n', encoding="utf-8")
+        edited = tomllib.loads(quantized(ranges=path).ranges_toml)["ranges"]
+        assert edited[scoped]["scale"] == pytest.approx(1.5 * said[scoped]["scale"])
+        changed = {k for k in said if edited[k] != said[k]}
+        assert changed == ({scoped} if key == scoped else {k for k in said if k.endswith(f":{name}")})
+
+
+def test_an_observer_is_chosen_inside_bodies_too() -> None:
+    proto = made(BRANCHES)
+    given = feeds(proto)
+    quantized = partial(onnxq.quantize, proto, given, target="cpu", threads=1, validate=False)
+    report = quantized(recipe=Recipe(override=(Override(match="a1", observer="fixed-range{lower=0,upper=9}"),)))
+    assert tomllib.loads(report.ranges_toml)["ranges"]["If_1.then_branch:a1"]["max"] == pytest.approx(9)
+    with pytest.raises(RecipeError, match="override nowhere matches no quantized tensor"):
+        quantized(recipe=Recipe(override=(Override(match="nowhere", observer="min-max"),)))
