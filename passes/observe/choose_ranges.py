@@ -30,8 +30,8 @@ class ChooseRanges(Pass):
     Where the tensor is a Relu's or Clip's output, the range is kept inside what these let through, as the runtime drops
     them only then. `overrides` holds (pattern, observer) pairs, a pattern being of tensor names or the type of the op that
     makes the tensor; the last that matches counts. In a body, whose `scope` is given, names may have that in front of them.
-    One that matches nothing, in bodies neither, is an error. A tensor that came in quantized keeps its parameters, unless one
-    matches.
+    One that matches nothing, in bodies neither, is an error. A tensor that came in quantized keeps its parameters, unless
+    one matches.
     """
 
     name: ClassVar[str] = "choose-ranges"
