@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -462,7 +463,9 @@ def targets(name: Annotated[str | None, typer.Argument(help="A target, to read a
 
 
 def main() -> None:
-    """The command: errors are one message and an exit code, never a traceback."""
+    """The command: errors are one message and an exit code, never a traceback. To be told to end is as an interrupt."""
+    with suppress(ValueError):  # in a thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # typer gives back what a command exits with, and does not raise it
         code = app(prog_name="onnxq", standalone_mode=False) or 0

@@ -222,13 +222,14 @@ def test_no_data(fails: Callable[..., None]) -> None:
     fails("calibrate m.onnx -o q.calib", "--data", "--merge")
 
 
-def test_an_interrupt_says_what_is_kept(folder: Path, run: Run) -> None:
-    (folder / "mine_interrupted.py").write_text(
-        "import numpy as np\ndef feeds():\n    for k in range(9):\n        if k == 5:\n            raise KeyboardInterrupt\n"
-        "        yield {'x': np.ones((1, 4), np.float32) * k}\n",
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_says_what_is_kept(folder: Path, run: Run, kind: str) -> None:
+    (folder / f"mine_{kind}.py").write_text(
+        "import numpy as np, signal\ndef feeds():\n    for k in range(9):\n        if k == 5:\n"
+        f"            signal.raise_signal(signal.{kind})\n        yield {{'x': np.ones((1, 4), np.float32) * k}}\n",
         encoding="utf-8",
     )
-    found = run("calibrate", "m.onnx", "--data", "mine_interrupted:feeds", "-o", "q.calib", "--checkpoint", "progress")
+    found = run("calibrate", "m.onnx", "--data", f"mine_{kind}:feeds", "-o", "q.calib", "--checkpoint", "progress")
     assert found.code == 130
     assert "the statistics of 5 samples are in q.partial.calib, for quantize --calibration" in found.err
     assert "the same command goes on from what is in progress" in found.err
