@@ -191,9 +191,9 @@ class Graph:
         say_folder(proto, None)
         names = make_names_unique(proto)
         typed = type_attributes(proto)
-        for part in [proto.graph, *bodies(proto.graph)]:  # graphsurgeon cannot write what it reads of an Optional
+        for part in [proto.graph, *bodies(proto.graph)]:  # graphsurgeon cannot write what it reads of these
             for info in [*part.value_info, *part.input, *part.output]:
-                if info.type.HasField("optional_type") and part is not proto.graph:
+                if info.type.WhichOneof("value") in ((None,) if part is proto.graph else (None, "optional_type")):
                     info.ClearField("type")
         try:
             surgeon = gs.import_onnx(proto)

@@ -19,6 +19,7 @@ from onnxq.passes import DeduplicateConstants
 from onnxq.runtime import evaluate
 from onnxq.target import load as load_target
 from onnxq.text import to_text
+from tests import tiny
 
 HEADER = '<ir_version: 9, opset_import: ["" : 17]>\n'
 CHAIN = """net (float[2, 3] x) => (float[2, 3] y) {
@@ -277,3 +278,10 @@ def test_constants_that_differ_only_at_their_end_stay_apart() -> None:
     graph = Graph.from_proto(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [x], [y], weights), ir_version=9))
     assert DeduplicateConstants().apply(Model(graph, load_target("cpu"))) == 1
     assert [n.inputs[1].name for n in graph.nodes] == ["a", "b", "a"]
+
+
+def test_a_type_that_says_nothing_is_as_none() -> None:
+    proto = tiny.model()
+    proto.graph.output[0].type.ParseFromString(b"\x08\x0d")  # a kind of type that nobody knows
+    written = Graph.from_proto(proto).to_proto()
+    assert [o.name for o in written.graph.output] == [o.name for o in proto.graph.output]
