@@ -78,7 +78,10 @@ def test_the_compiled_kernels_equal_their_numpy_form(bits: np.ndarray, axis: int
     np.testing.assert_array_equal(one.high, other.high)
 
 
-@pytest.mark.parametrize("shape", [(3, 70_000), (2, 5, 9_000), (5_000, 2, 3), (200_000, 1, 2), (700, 100)])
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 70_000), (2, 5, 9_000), (5_000, 2, 3), (200_000, 1, 2), (700, 100), (90, 1001), (300, 24), (999, 17), (50, 2, 10)],
+)
 @pytest.mark.parametrize("axis", [None, 0, 1, -1])
 @pytest.mark.parametrize("spread", [1, 20, 80])
 def test_sums_of_large_arrays_are_exact(shape: tuple[int, ...], axis: int | None, spread: int) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from onnxq.compiled.vectors import WIDE, span_rows, squeeze, sum_rows
+from onnxq.compiled.vectors import WIDE, span_rows, span_some, squeeze, sum_rows, sum_some
 
-VECTORS = "366a1ae29c726b10"  # XXH3 of vectors.py, for numba to compile anew when that changes
+VECTORS = "87c5275bd287c0fa"  # XXH3 of vectors.py, for numba to compile anew when that changes
 part = numba.njit(nogil=True)  # is compiled into the functions that call it, and not read from the cache by itself
 FIRST_KEY, LAST_KEY, NO_MAGNITUDE = -(1 << 31), (1 << 31) - 1, (1 << 32) - 1
 INFINITY = 0x7F800000
@@ -276,16 +276,36 @@ def observe_rows(x, first, low, high, total, tables, seen, sign):  # channel by 
 
 
 @part
+def span_vectors(source, number, width, least, most, near):  # of so many rows
+    for k in range(0, width, WIDE):
+        places = (least.ctypes.data + 4 * k, most.ctypes.data + 4 * k, near.ctypes.data)
+        if k + WIDE <= width:
+            span_rows(source + 4 * k, number, 4 * width, places, (), WIDE)
+        else:
+            span_some(source + 4 * k, number, 4 * width, places, (), width - k)
+
+
+@part
+def sum_vectors(source, number, width, sums, anchors):
+    for k in range(0, width, WIDE):
+        if k + WIDE <= width:
+            sum_rows(source + 4 * k, number, 4 * width, (sums.ctypes.data + 8 * k,), anchors, WIDE)
+        else:
+            sum_some(source + 4 * k, number, 4 * width, (sums.ctypes.data + 8 * k,), anchors, width - k)
+
+
+@part
 def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by block, the channels of one being neighbours
     rows, lanes, channels = x.shape[1], x.shape[2], low.size
-    together = 1  # rows that make up whole vectors
-    while together * lanes % WIDE:
+    together = 1  # rows that make up whole vectors, of few lanes
+    while lanes < WIDE and together * lanes % WIDE and 2 * together <= rows:
         together += together
     blocks, width = (channels + lanes - 1) // lanes, together * lanes
-    step = together * max(1, MOST_IN_CACHE // width)  # rows that stay in the cache for the three things done with them
-    bits = x.view(np.uint32)
-    least, most, near = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(WIDE, np.uint32)
-    sums, lower, last = np.zeros(width, np.uint64), np.zeros(width, np.uint64), np.zeros(width, np.uint64)
+    room = (width + WIDE - 1) // WIDE * WIDE  # of vectors
+    step = together * max(32, MOST_IN_CACHE // width)  # rows that stay in the cache for the three things done with them
+    step, bits = min(step, rows), x.view(np.uint32)
+    least, most, near = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(WIDE, np.uint32)
+    sums, lower, last = np.zeros(room, np.uint64), np.zeros(room, np.uint64), np.zeros(width, np.uint64)
     bins = np.empty(step * lanes + WIDE, np.uint16)
     rest, packed = np.empty(width), np.empty(step * lanes if channels % lanes else 0, np.uint32)
     uncarried, whole = np.zeros(blocks, np.int32), np.empty(lanes, np.uint64)
@@ -309,30 +329,26 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
                         k += 1
                 few_zeros = count(packed[:k], tables, turn, few_zeros, bins)
             turn += 1
-            number, source, stride = block.size // width, block.ctypes.data, 4 * width  # of vectors above each other
+            number, source = block.size // width, block.ctypes.data  # of rows of vectors
             odd = number * width
-            for k in range(0, width, WIDE):
-                places = (least.ctypes.data + 4 * k, most.ctypes.data + 4 * k, near.ctypes.data)
-                span_rows(source + 4 * k, number, stride, places, ())
+            span_vectors(source, number, width, least, most, near)
             near[0] = min(near[0], span(block[odd:], least, most))
-            largest, smallest = reach(least, most, near, lanes, own)
+            largest, smallest = reach(least[:width], most[:width], near, lanes, own)
             if largest >= INFINITY:  # such an array has no sum
                 continue
             exponent, digit = max(1, largest >> 23), max(1, smallest >> 23) - 150  # the last digit of the least element
             if since and (unit != exponent + HIGHEST_UNIT or since + (end - start) > MOST_ROWS):
-                settle(sums, lanes, own, since, unit, sign, into, whole)
+                settle(sums[:width], lanes, own, since, unit, sign, into, whole)
                 if since_lower:
-                    settle(lower, lanes, own, since_lower, unit - (WIDTH + 1), sign, into, whole)
+                    settle(lower[:width], lanes, own, since_lower, unit - (WIDTH + 1), sign, into, whole)
                 since, since_lower, additions = 0, 0, additions + 2
             unit, since = exponent + HIGHEST_UNIT, since + (end - start)
             anchor, below = anchor_of(unit), anchor_of(unit - (WIDTH + 1))
-            for k in range(0, width, WIDE):
-                sum_rows(source + 4 * k, number, stride, (sums.ctypes.data + 8 * k,), (anchor,))
+            sum_vectors(source, number, width, sums, (anchor,))
             add(values[odd:], sums, anchor)
             if unit > digit:
                 since_lower += end - start
-                for k in range(0, width, WIDE):
-                    sum_rows(source + 4 * k, number, stride, (lower.ctypes.data + 8 * k,), (anchor, below))
+                sum_vectors(source, number, width, lower, (anchor, below))
                 add_rest(values[odd:], lower, anchor, below)
             level = 2
             while unit - (level - 1) * (WIDTH + 1) > digit:
@@ -344,9 +360,9 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
                 settle(last, lanes, own, end - start, unit - level * (WIDTH + 1), sign, into, whole)
                 level, additions = level + 1, additions + 1
         if since:
-            settle(sums, lanes, own, since, unit, sign, into, whole)
+            settle(sums[:width], lanes, own, since, unit, sign, into, whole)
         if since_lower:
-            settle(lower, lanes, own, since_lower, unit - (WIDTH + 1), sign, into, whole)
+            settle(lower[:width], lanes, own, since_lower, unit - (WIDTH + 1), sign, into, whole)
         uncarried[channel // lanes] += additions
         if uncarried[channel // lanes] > MOST_ADDITIONS:
             carry(into)
