@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from onnxq import audit, firstlook
@@ -14,15 +15,13 @@ from onnxq.bodies import bodies_with_layers, samples_of
 from onnxq.collection import Collecting
 from onnxq.cones import cone_of_scaled, cones_of
 from onnxq.data import Sample
-from onnxq.errors import ModelError, OnnxqError
+from onnxq.errors import ModelError, OnnxqError, RecipeError, nearest
 from onnxq.fastest import Built, fastest
 from onnxq.feeds import Feed, size_of
 from onnxq.graph import Variable
 from onnxq.model import Model, Observed, State
-from onnxq.passes.observe.choose_ranges import scope_of
 from onnxq.passmanager import PassRecord
 from onnxq.preparation import Prepared, comparable, counted, passes_of, prepare
-from onnxq.ranges import tables_of
 from onnxq.recipe import Recipe
 from onnxq.source import Source
 from onnxq.stages import DYNAMIC, EQUALIZE, LOWER, OBSERVE, PLACE, REFINE, SELECT
@@ -64,6 +63,8 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
         return make(prepared, other, recipe)
 
     best = make(prepared, start, recipe)
+    if not any(node.bodies for node in start.graph.nodes):  # else it is not known yet what there is to match
+        _check_overrides(recipe, start)
     probes = start.calibration.probes if start.calibration is not None else []
     if start.target.measured and recipe.objective == "latency" and not start.target.simulated and probes:
         try:
@@ -72,9 +73,20 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
             best = replace(best, note=f"Placements were not timed, so all is integer that can be: {error}.")
     model, prepared.unplaced, prepared.note, prepared.ranges = best.model, best.unplaced, best.note, dict(best.ranges)
     _quantize_bodies(prepared, recipe, model)
+    _check_overrides(recipe, model)
     _stamp(model, recipe, prepared)
     prepared.model.calibration = start.calibration
     return model, prepared.records + equalized + best.records
+
+
+def _check_overrides(recipe: Recipe, model: Model) -> None:
+    """Raise RecipeError where an override matched nothing, in bodies neither; of a body itself nothing is known by that."""
+    if recipe.mode == "dynamic" or model.scope:
+        return
+    for override in recipe.override:
+        if not any(fnmatchcase(name, override.match) for name in model.overridable):
+            hint = nearest(override.match, sorted(model.overridable))[:300]
+            raise RecipeError(f"override {override.match} matches no quantized tensor; {hint}")
 
 
 def _typical(feeds: Sequence[Feed]) -> Feed:
@@ -99,9 +111,7 @@ def _build(prepared: Prepared, start: Model, recipe: Recipe) -> Built:
             break
         start.unplaced = start.unplaced | (model.planned - integer)
     audit.complete_ledger(model, integer)
-    scope = (recipe.options(p.ChooseRanges.name) or {}).get("scope", "")
-    tables = tables_of(ranges, ranges if model.target.activation_symmetric else (), scope)
-    return Built(model, records, tables, start.unplaced)
+    return Built(model, records, {model.scope + name: params for name, params in ranges.items()}, start.unplaced)
 
 
 def _quantize_bodies(prepared: Prepared, recipe: Recipe, model: Model) -> None:
@@ -113,25 +123,23 @@ def _quantize_bodies(prepared: Prepared, recipe: Recipe, model: Model) -> None:
         Sample(feed, None, f"kept feed {k}") for k, feed in enumerate(calibration.kept.values())
     ]
     how = Collecting(on_nonfinite=model.collecting.on_nonfinite, memory_limit=model.collecting.memory_limit)
-    choosing = recipe.options(p.ChooseRanges.name) or {}
+    own = recipe.model_copy(update={"passes": {**recipe.passes, "raise-opset": False}})
     nodes = {n.name: n for n in model.graph.nodes}
     for body in bodies_with_layers(reference, 1 if model.target.measured else LEAST_IN_LOOP):
         if body.node.name in model.excluded or not all(name in model.graph.tensors() for name in body.captured):
             continue
         which = f"the {body.key} of {body.node.name}"
-        scope = scope_of(body.node, body.key, choosing.get("scope", ""))
-        changed = {"raise-opset": False, p.ChooseRanges.name: {**choosing, "scope": scope}}
-        own = recipe.model_copy(update={"passes": {**recipe.passes, **changed}})
         dumps = prepared.dump_dir and prepared.dump_dir / re.sub(r"\W+", "_", f"{body.node.name}-{body.key}")
         try:
             inside = None if recipe.mode == "dynamic" else samples_of(body, reference, samples, model.threads)
             if inside is None and recipe.mode != "dynamic":
                 continue  # nothing is known of what goes in
             part = prepare(
-                Source(body.proto, None, None), inside, own, threads=model.threads, collecting=how, is_body=True,
-                dump_dir=dumps, progress=model.progress,
+                Source(body.proto, None, None), inside, own, threads=model.threads, collecting=how,
+                scope=f"{model.scope}{body.node.name}.{body.key}:", dump_dir=dumps, progress=model.progress,
             )  # fmt: skip
             done, records = build(part, own)
+            model.overridable |= done.overridable
         except OnnxqError as error:  # it runs in its place all the same
             prepared.notes.append(f"{which[0].upper()}{which[1:]} stays in float: {error}.")
             continue

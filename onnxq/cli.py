@@ -465,7 +465,8 @@ def targets(name: Annotated[str | None, typer.Argument(help="A target, to read a
 def main() -> None:
     """The command: errors are one message and an exit code, never a traceback. To be told to end is as an interrupt."""
     with suppress(ValueError):  # in a thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # typer gives back what a command exits with, and does not raise it
         code = app(prog_name="onnxq", standalone_mode=False) or 0

@@ -29,7 +29,7 @@ from onnxq.collector import Axes, Collector, Job, Nonfinite, computed, watched
 from onnxq.data import Sample
 from onnxq.equalization import Scaled
 from onnxq.errors import CalibrationError, OutputError, RecipeError
-from onnxq.executors import end_if_stuck
+from onnxq.executors import end, end_if_stuck
 from onnxq.feeds import hash_of_feed
 from onnxq.proto import with_external_data
 from onnxq.store import hash_of_model
@@ -348,7 +348,7 @@ def _run_on(
             while len(pending) < most and submit():
                 pass
             if not pending:
-                return
+                break
             finished = wait(pending, DEATH_SECONDS, FIRST_COMPLETED).done
             if not finished:
                 end_if_stuck(pool)
@@ -368,11 +368,15 @@ def _run_on(
                 keeper.show(done)
                 if keeper.is_due:
                     keeper.save()
-    finally:
-        for future in pending:
-            future.cancel()
+    except BaseException:
         if make is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
+            end(pool)
+        else:
+            for future in pending:
+                future.cancel()
+        raise
+    if make is not None:
+        pool.shutdown()
 
 
 _worker = threading.local()  # holds the collector of the job that this thread of a worker works on

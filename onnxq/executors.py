@@ -24,15 +24,28 @@ def processes(count: int) -> Callable[[], Executor]:
 
 
 def end_if_stuck(pool: Executor) -> None:
-    """Break a pool of processes that has lost one, and has not seen it for seconds.
+    """Break a pool of processes that has lost one, and has not seen it for seconds."""
+    if isinstance(pool, ProcessPoolExecutor) and not all(w.is_alive() for w in (pool._processes or {}).values()):
+        _kill(pool)
+
+
+def end(pool: Executor) -> None:
+    """End a pool whose results nobody waits for, processes at once."""
+    if isinstance(pool, ProcessPoolExecutor):
+        if pool._processes:
+            _kill(pool)  # which fails what is under way; a pool that breaks trips over what was cancelled
+        pool.shutdown()
+    else:
+        pool.shutdown(cancel_futures=True)
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """Kill the processes of a pool, and let it see that.
 
     One that was killed while it wrote its answer leaves the pool waiting for the rest of it for ever, which
     concurrent.futures has no remedy for. The end of what it reads makes it break as it does at other deaths.
     """
-    workers = [*(pool._processes or {}).values()] if isinstance(pool, ProcessPoolExecutor) else []
-    if all(worker.is_alive() for worker in workers):
-        return
-    for worker in workers:
+    for worker in [*(pool._processes or {}).values()]:
         worker.kill()
         worker.join()
     pool._result_queue._writer.close()  # type: ignore[attr-defined]  # the last that is open

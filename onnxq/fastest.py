@@ -22,6 +22,7 @@ from onnxq import costs, runtime
 from onnxq.graph import Graph, Variable, is_float32
 from onnxq.latency import ratio_interval
 from onnxq.model import Model, State
+from onnxq.numerics import QuantParams
 from onnxq.passmanager import PassRecord
 from onnxq.placement import cheapest
 
@@ -40,7 +41,7 @@ class Built:
 
     model: Model
     records: list[PassRecord]
-    ranges: dict[str, str] = field(default_factory=dict)  # of its activations, see ranges.py
+    ranges: dict[str, QuantParams] = field(default_factory=dict)  # of its activations
     unplaced: frozenset[str] = frozenset()  # what the audit found in float
     note: str = ""
 

@@ -45,7 +45,7 @@ def whole(arrays: Mapping[str, np.ndarray], lengths: Mapping[str, int]) -> Feed:
 
 def without_objects(array: np.ndarray) -> np.ndarray:
     """The array without Python objects, which only pickle keeps: strings as numpy's own."""
-    return array.astype(str) if array.dtype == object else array
+    return array.astype(str) if array.dtype.kind in "OT" else array
 
 
 def hash_of_feed(feed: Mapping[str, Value]) -> str:

@@ -142,6 +142,8 @@ class Model:
     demanded: float = 0.0  # dB that the outputs are to come to, where they did not bear the rounding
     slower: frozenset[str] = frozenset()  # nodes that were measured to be faster in float
     at_run_time: bool = False  # whether linear layers quantize their input at every run wherever they can
+    scope: str = ""  # what names have in front of them in the file of ranges, where this is a body
+    overridable: set[str] = field(default_factory=set)  # all that overrides could match so far, shared by all forks
     refusals: list[tuple[str, str]] = field(default_factory=list)
     rounded: dict[Any, Any] = field(default_factory=dict)  # of round-weights, shared by all forks
     constants: dict[str, tuple[Constant, Constant]] = field(default_factory=dict)  # scale and zero point, once lowered
@@ -175,6 +177,8 @@ class Model:
             demanded=self.demanded,
             slower=self.slower,
             at_run_time=self.at_run_time,
+            scope=self.scope,
+            overridable=self.overridable,
             refusals=list(self.refusals),
             rounded=self.rounded,
         )

@@ -56,7 +56,7 @@ def report_on(
         float_bytes=prepared.float_bytes,
         quantized_bytes=proto.ByteSize(),
         audited=model.target.audited,
-        ranges_toml=to_toml(prepared.ranges),
+        ranges_toml=to_toml(prepared.ranges, symmetric=model.target.activation_symmetric),
     )
     report.notes += [f"{note[0].upper()}{note[1:]}." for note in calibration.notes]
     report.notes += [f"Pass {r.name} was rolled back: {r.rolled_back}." for r in records if r.rolled_back]

@@ -24,6 +24,7 @@ from onnxq.feeds import Feed, hash_of_feed
 from onnxq.graph import Constant, Graph
 from onnxq.images import ImageOptions
 from onnxq.model import Model, verify
+from onnxq.numerics import QuantParams
 from onnxq.passmanager import Pass, PassManager, PassRecord
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session, TensorInfo
@@ -49,7 +50,7 @@ class Prepared:
     provider: str
     float_bytes: int
     session: Session | None  # of the model as it was loaded, where states are fed back
-    ranges: dict[str, str] = field(default_factory=dict)  # of every activation, those in bodies too, see ranges.py
+    ranges: dict[str, QuantParams] = field(default_factory=dict)  # of activations, by scope and name, see ranges.py
     unplaced: frozenset[str] = frozenset()  # what the audit found in float
     note: str = ""  # on how the placement was chosen
     notes: list[str] = field(default_factory=list)  # on bodies
@@ -70,7 +71,7 @@ def prepare(
     collecting: Collecting | None = None,
     feedback: Mapping[str, str] | None = None,
     recalibrate: bool = False,
-    is_body: bool = False,
+    scope: str = "",
     progress: Progress | None = None,
 ) -> Prepared:
     chosen = load_target(recipe.target).of_bits(recipe.weight_bits, recipe.activation_bits)
@@ -87,7 +88,7 @@ def prepare(
     graph = Graph.from_proto(source.proto, source.folder, source.store)
     given = graph.to_stored_proto()
     size = size_of(given)
-    model = Model(graph, chosen, calibration=collected, threads=threads, progress=progress)
+    model = Model(graph, chosen, calibration=collected, threads=threads, progress=progress, scope=scope)
     probes: list[dict[str, np.ndarray]] = []
     manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
     with ThreadPoolExecutor(1) as pool:
@@ -123,7 +124,7 @@ def prepare(
         if collected is not None:
             collected.hold_for(model.cones)
     model.reference = model.graph.copy()
-    model.excluded = _excluded(model.graph, recipe.exclude, is_body=is_body)
+    model.excluded = _excluded(model.graph, recipe.exclude, is_body=bool(scope))
     dumps = None if dump_dir is None else Path(dump_dir)
     return Prepared(source, digest, model, manager, records, inputs, device, size, stream, dump_dir=dumps)
 

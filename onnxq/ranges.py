@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from glob import escape
 from pathlib import Path
 from typing import Literal
@@ -57,28 +57,26 @@ def _pattern(name: str) -> str:
     return f"[{name[0]}]{escape(name[1:])}" if name[:1].isalpha() else escape(name)
 
 
-def to_toml(tables: Mapping[str, str]) -> str:
-    """The file of what `tables_of` gave of the model, and of its bodies."""
-    return "\n".join(["schema = 1\n", *tables.values()])
-
-
-def tables_of(params: Mapping[str, QuantParams], symmetric: Collection[str] = (), scope: str = "") -> dict[str, str]:
-    """The ranges of these tensors by name, each with one scale. A symmetric one reaches as far below 0 as above.
-
-    `scope` is that of the body in which they are, as ChooseRanges takes it.
-    """
-    return {
-        scope + name: "\n".join([
-            f"[ranges.{json.dumps(scope + name)}]",
-            f"min = {-float(p.rmax) if name in symmetric else float(p.rmin)!r}",
+def to_toml(params: Mapping[str, QuantParams], *, symmetric: bool = False) -> str:
+    """The ranges of these tensors, each with one scale. Symmetric ones reach as far below 0 as above."""
+    lines = ["schema = 1"]
+    for name, p in params.items():
+        lines += [
+            "",
+            f"[ranges.{_quoted(name)}]",
+            f"min = {-float(p.rmax) if symmetric else float(p.rmin)!r}",
             f"max = {float(p.rmax)!r}",
             f'type = "{p.type.value}"',
             *([f"bits = {p.type.width}"] if p.type.width else []),
             f"scale = {float(p.scale)!r}",
-            f"zero_point = {int(p.zero_point)}\n",
-        ])
-        for name, p in params.items()
-    }  # fmt: skip
+            f"zero_point = {int(p.zero_point)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(name: str) -> str:
+    """A string as TOML has it, which knows no surrogates."""
+    return json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def load(path: Path) -> tuple[Override, ...]:

@@ -289,8 +289,10 @@ class TensorSketch:
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> TensorSketch:
         channels = ChannelStatistics.from_arrays(arrays) if "channel_totals" in arrays else None
         nan_count, inf_count, has_axis = (int(v) for v in arrays["counts"])
-        pages = Pages()
-        pages.add(arrays["page_ids"], arrays["pages"])
+        pages, ids, rows = Pages(), arrays["page_ids"], arrays["pages"]
+        if rows.shape != (ids.size, BINS_A_PAGE) or len(np.unique(ids)) != ids.size:
+            raise ValueError("the pages of a sketch are not one row each")
+        pages.add(ids, rows)
         return cls(
             channel_axis=int(arrays["axis"][0]) if has_axis > 0 else None,
             pages=pages,

@@ -241,11 +241,29 @@ def test_ranges_inside_bodies_are_written_and_taken_back(
         assert changed == ({scoped} if key == scoped else {k for k in said if k.endswith(f":{name}")})
 
 
+def test_ranges_of_what_the_passes_of_a_body_made_are_taken_back(tmp_path: Path) -> None:
+    proto = made("""net (float[1, 8, 12, 12] x, bool c) => (float[1, 8, 12, 12] y)
+      <float[16, 8, 3, 3] w, float[8, 16, 3, 3] v> {
+      y = If (c) <then_branch = t () => (float[1, 8, 12, 12] d) {
+          a = Conv <pads = [1, 1, 1, 1]> (x, w)  b = Relu (a)  d = Conv <pads = [1, 1, 1, 1]> (b, v) },
+        else_branch = e () => (float[1, 8, 12, 12] f) { f = Relu (x) }> }""")
+    uneven = np.exp2(np.arange(16) - 8).astype(np.float32).reshape(-1, 1, 1, 1) * onnx.numpy_helper.to_array(
+        proto.graph.initializer[0]
+    )
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(uneven, "w"))
+    quantized = partial(onnxq.quantize, proto, feeds(proto), target="cpu", threads=1, validate=False)
+    first, path = quantized(), tmp_path / "r.toml"
+    assert "If_0.then_branch:b_equalized" in tomllib.loads(first.ranges_toml)["ranges"]
+    path.write_text(first.ranges_toml, encoding="utf-8")
+    assert quantized(ranges=path).ranges_toml == first.ranges_toml
+
+
 def test_an_observer_is_chosen_inside_bodies_too() -> None:
     proto = made(BRANCHES)
     given = feeds(proto)
     quantized = partial(onnxq.quantize, proto, given, target="cpu", threads=1, validate=False)
     report = quantized(recipe=Recipe(override=(Override(match="a1", observer="fixed-range{lower=0,upper=9}"),)))
     assert tomllib.loads(report.ranges_toml)["ranges"]["If_1.then_branch:a1"]["max"] == pytest.approx(9)
-    with pytest.raises(RecipeError, match="override nowhere matches no quantized tensor"):
-        quantized(recipe=Recipe(override=(Override(match="nowhere", observer="min-max"),)))
+    for wrong in ("nowhere", "If", "w", "If_1.then_branch:a0"):
+        with pytest.raises(RecipeError, match=f"override {wrong} matches no quantized tensor"):
+            quantized(recipe=Recipe(override=(Override(match=wrong, observer="min-max"),)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import struct
@@ -128,6 +129,34 @@ def test_a_dask_cluster_with_a_worker_killed_changes_nothing(content: Callable[[
         with executors.dask(cluster.scheduler_address) as pool:
             spread = collect(NET, AXES, killing(), Collecting(threads=1, executor=pool))
     assert content(alone) == content(spread)
+
+
+@pytest.mark.parametrize("also_workers", [False, True])
+def test_an_interrupt_ends_workers_at_once_and_keeps_what_they_gave(also_workers: bool) -> None:
+    """As a terminal and a cluster's scheduler send it, which tell all processes to end."""
+    pools: list[Any] = []
+
+    def make() -> Executor:
+        pools.append(executors.processes(2)())
+        return pools[-1]
+
+    seen: list[int] = []
+
+    def interrupted() -> Iterator[Sample]:
+        for k, sample in enumerate(samples(80)):
+            if k == 40:
+                if also_workers:
+                    for process in list(pools[0]._processes):
+                        os.kill(process, signal.SIGTERM)
+                raise KeyboardInterrupt
+            yield sample
+
+    how = Collecting(threads=1, executor=make, progress=lambda _, count, __: seen.append(count))
+    with pytest.raises(KeyboardInterrupt) as stop:
+        collect(NET, AXES, interrupted(), how)
+    partial: Calibration = stop.value.partial  # type: ignore[attr-defined]
+    assert partial.samples == seen[-1] >= 8
+    assert not multiprocessing.active_children()
 
 
 def test_an_executor_without_a_factory_says_how_to_go_on() -> None:

@@ -16,19 +16,22 @@ import onnxq
 from onnxq.errors import RecipeError
 from onnxq.numerics import QuantType, params_of_range
 from onnxq.observers import observer
-from onnxq.ranges import load, tables_of, to_toml
+from onnxq.ranges import load, to_toml
 from onnxq.sketch import TensorSketch
 
 LOW, HIGH = st.floats(-1e6, -1e-6), st.floats(0, 1e6)
 
 
-@given(LOW, HIGH, st.sampled_from([QuantType.UINT8, QuantType.INT8]), st.booleans())
-def test_what_is_written_and_read_gives_the_same_parameters(low: float, high: float, kind: QuantType, even: bool) -> None:
+@given(LOW, HIGH, st.sampled_from([QuantType.UINT8, QuantType.INT8]), st.booleans(), st.text(min_size=1))
+def test_what_is_written_and_read_gives_the_same_parameters(
+    low: float, high: float, kind: QuantType, even: bool, name: str
+) -> None:
     params = params_of_range(low, high, kind, symmetric=even)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "r.toml"
-        path.write_text(to_toml(tables_of({"x": params}, ["x"] if even else [])), encoding="utf-8")
+        path.write_text(to_toml({name: params}, symmetric=even), encoding="utf-8")
         (override,) = load(path)
+    assert fnmatchcase(name, override.match)
     chosen = observer(override.observer).choose(TensorSketch(), kind, symmetric=even)
     again = params_of_range(*chosen, kind, symmetric=even)
     assert (float(again.scale), int(again.zero_point)) == (float(params.scale), int(params.zero_point))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import numpy as np
 
-from onnxq.errors import CalibrationError, RecipeError, nearest
-from onnxq.graph import ONNX_DOMAINS, Constant, Graph, Node, Tensor, Variable, clip_bounds
+from onnxq.errors import CalibrationError
+from onnxq.graph import ONNX_DOMAINS, Constant, Node, Tensor, Variable, clip_bounds
 from onnxq.model import Model, Observed, known_as
 from onnxq.numerics import QuantParams, as_type, params_of_range
 from onnxq.observers import Auto, Observer, observer
@@ -29,36 +29,29 @@ class ChooseRanges(Pass):
 
     Where the tensor is a Relu's or Clip's output, the range is kept inside what these let through, as the runtime drops
     them only then. `overrides` holds (pattern, observer) pairs, a pattern being of tensor names or the type of the op that
-    makes the tensor; the last that matches counts. In a body, whose `scope` is given, names may have that in front of them.
-    One that matches nothing, in bodies neither, is an error. A tensor that came in quantized keeps its parameters, unless
-    one matches.
+    makes the tensor; the last that matches counts. In a body, names may have its scope in front of them. A tensor that came
+    in quantized keeps its parameters, unless one matches.
     """
 
     name: ClassVar[str] = "choose-ranges"
     observer: str = "mse"
     overrides: tuple[tuple[str, str], ...] = ()
-    scope: str = ""
 
     def apply(self, model: Model) -> int:
         default = observer(self.observer)
         overrides = [(pattern, observer(text)) for pattern, text in self.overrides]
-        named = [name for name, s in model.specs.items() if isinstance(s, Observed)]
         tensors = model.graph.tensors()
+        observed = [name for name, s in model.specs.items() if isinstance(s, Observed)]
+        named = [name for name in observed if not isinstance(tensors.get(name), Constant)]
         makers = {name: _maker(model, tensors[name]) for name in named if name in tensors}
-        observed = list(
-            dict.fromkeys([*(n for name in named for n in (name, known_as(name))), *filter(None, makers.values())])
-        )
-        known = [*observed, *_names_inside(model.graph)]
-        taken_off = model.sensitive or model.unplaced or model.slower  # in an earlier round, in which the pattern did match
-        for pattern, _ in overrides if not taken_off and not self.scope else ():
-            if not any(fnmatchcase(name, pattern) for name in known):
-                raise RecipeError(f"override {pattern} matches no quantized tensor; {nearest(pattern, observed)[:300]}")
+        model.overridable |= {own for name in named for own in _names(name, model.scope)} | set(makers.values()) - {""}
         chosen = 0
         for name, tensor in tensors.items():
             spec = model.specs.get(name)
             if not isinstance(spec, Observed) or isinstance(tensor, Constant) or name in model.params:
                 continue
-            kind = next((o for pattern, o in reversed(overrides) if _matches(name, makers[name], pattern, self.scope)), None)
+            own = {*_names(name, model.scope), makers[name]}
+            kind = next((o for pattern, o in reversed(overrides) if any(fnmatchcase(n, pattern) for n in own)), None)
             trained = model.trained.get(name) if kind is None else None
             kept = None if trained is None else as_type(trained, spec.type, spec.granularity, None, symmetric=spec.symmetric)
             if kept is not None:
@@ -79,25 +72,9 @@ def _maker(model: Model, tensor: Tensor) -> str:
     return "" if maker is None else maker.op
 
 
-def _matches(name: str, maker: str, pattern: str, scope: str) -> bool:
-    names = (name, known_as(name), scope + name, scope + known_as(name))
-    return maker == pattern or any(fnmatchcase(n, pattern) for n in names)
-
-
-def scope_of(node: Node, body: str, outer: str = "") -> str:
-    """What names in a body of a node begin with, where they are told apart from others; `outer` is around the node."""
-    return f"{outer}{node.name}.{body}:"
-
-
-def _names_inside(graph: Graph, outer: str = "") -> Iterator[str]:
-    """All that a pattern can match in bodies: names, with their scope and without, and types of ops."""
-    for node in graph.nodes:
-        for key, body in graph.bodies_of(node):
-            scope = scope_of(node, key, outer)
-            for inner in body.nodes:
-                yield inner.op
-                yield from (name for t in (*inner.inputs, *inner.outputs) for name in (t.name, scope + t.name))
-            yield from _names_inside(body, scope)
+def _names(name: str, scope: str) -> set[str]:
+    """What a tensor goes by in overrides."""
+    return {before + own for before in ("", scope) for own in (name, known_as(name))}
 
 
 def _params(model: Model, tensor: Tensor, spec: Observed, sketch: TensorSketch, kind: Observer) -> QuantParams:
