@@ -51,8 +51,8 @@ def without_objects(array: np.ndarray) -> np.ndarray:
 def hash_of_feed(feed: Mapping[str, Value]) -> str:
     """128 bits as 32 hex digits by which equal feeds are known, and which draw as well as chance does (XXH3).
 
-    It is no seal: who wants two feeds of one hash can make them. A cryptographic hash takes 40 times as long, as long as a
-    tenth of the inference of a small network.
+    It is no seal: who wants two feeds of one hash can make them. A cryptographic hash takes 20 to 40 times as long, a tenth
+    of the inference of a small network.
     """
     arrays, lengths = flat(feed)
     digest = xxhash.xxh3_128(json.dumps(lengths, sort_keys=True).encode() if lengths else b"")

@@ -54,7 +54,7 @@ class Found(NamedTuple):
 
 
 class Feeds(Sequence[dict[str, np.ndarray]]):
-    """So many feeds, each made of one of a few when it is asked for: feeds in memory are not to be measured."""
+    """So many feeds, each made of one of a few when it is asked for."""
 
     def __init__(self, few: list[dict[str, np.ndarray]], count: int) -> None:
         self._few, self._count = few, count
@@ -73,24 +73,27 @@ class Feeds(Sequence[dict[str, np.ndarray]]):
         return feed
 
 
-def one(tool: str, network: str, count: int, threads: int) -> dict[str, float]:
-    """Seconds of plain inference, of collecting and of the whole, and peak bytes, in this process."""
+def one(tool: str, network: str, count: int, threads: int, *, timed: bool) -> dict[str, float]:
+    """Seconds of plain inference, of collecting and of the whole, and peak bytes, in this process.
+
+    Where it is timed the feeds are all in memory, so that nobody waits for them, and the peak is with them.
+    """
     model = shapes.NETWORKS[network]()
-    feeds = Feeds(shapes.feeds(model, 16), count)
+    made = Feeds(shapes.feeds(model, 16), count)
+    feeds = list(made) if timed else made
     session = Session(model, threads=threads)
     for feed in feeds[:2]:
         session.run(feed)
-    inference = 0.0
+    start = time.perf_counter()
     for feed in feeds:
-        start = time.perf_counter()
         session.run(feed)
-        inference += time.perf_counter() - start
+    inference = time.perf_counter() - start
     del session
     found = run_onnxq(model, feeds, threads) if tool == "onnxq" else run_ort(tool, model, feeds, threads)
     return {"inference": inference, **found._asdict()}
 
 
-def run_onnxq(model: onnx.ModelProto, feeds: Feeds, threads: int) -> Found:
+def run_onnxq(model: onnx.ModelProto, feeds: Sequence[dict[str, np.ndarray]], threads: int) -> Found:
     taken: list[float] = []
     done: dict[int, float] = {}
 
@@ -144,7 +147,7 @@ def calibrator(tool: str, path: Path, threads: int) -> Any:
     )
 
 
-def run_ort(tool: str, model: onnx.ModelProto, feeds: Feeds, threads: int) -> Found:
+def run_ort(tool: str, model: onnx.ModelProto, feeds: Sequence[dict[str, np.ndarray]], threads: int) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
@@ -193,8 +196,9 @@ def range_errors(network: str) -> dict[str, tuple[float, float]]:
     return found
 
 
-def in_process(tool: str, network: str, count: int, threads: int) -> dict[str, float]:
+def in_process(tool: str, network: str, count: int, threads: int, *, timed: bool = False) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.benchmarks.calibration", "--one", tool, network, str(count), str(threads)]
+    command += ["timed"] if timed else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{tool} on {network}: {done.stderr.strip().splitlines()[-1:]}")
@@ -202,8 +206,8 @@ def in_process(tool: str, network: str, count: int, threads: int) -> dict[str, f
 
 
 def row(tool: str, network: str, threads: int, feeds: int, errors: dict[str, tuple[float, float]]) -> list[str]:
-    few, timed = in_process(tool, network, 8, threads)["peak"], in_process(tool, network, feeds, threads)
-    some = timed["peak"] if feeds == 32 else in_process(tool, network, 32, threads)["peak"]
+    few, some = (in_process(tool, network, count, threads)["peak"] for count in (8, 32))
+    timed = in_process(tool, network, feeds, threads, timed=True)
     expected = some + (some - few) / 24 * 224
     fits = expected < MOST_MEMORY and tool in ("onnxq", "ort MinMax")
     many = in_process(tool, network, 256, threads)["peak"] if fits else expected
@@ -223,11 +227,11 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(shapes.NETWORKS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--feeds", type=int, default=64)
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     said = parser.parse_args()
     if said.one:
-        tool, network, count, threads = said.one
-        print(json.dumps(one(tool, network, int(count), int(threads))))
+        tool, network, count, threads, *timed = said.one
+        print(json.dumps(one(tool, network, int(count), int(threads), timed=bool(timed))))
         return
     table = Table(title=f"{os.cpu_count()} cores, {said.threads or 'all'} thread(s) of onnxruntime, {said.feeds} feeds")
     for column in (
