@@ -131,8 +131,8 @@ def test_a_dask_cluster_with_a_worker_killed_changes_nothing(content: Callable[[
     assert content(alone) == content(spread)
 
 
-@pytest.mark.parametrize("also_workers", [False, True])
-def test_an_interrupt_ends_workers_at_once_and_keeps_what_they_gave(also_workers: bool) -> None:
+@pytest.mark.parametrize("workers", ["at work", "told to end", "killed while they answer"])
+def test_an_interrupt_ends_workers_at_once_and_keeps_what_they_gave(workers: str) -> None:
     """As a terminal and a cluster's scheduler send it, which tell all processes to end."""
     pools: list[Any] = []
 
@@ -145,9 +145,14 @@ def test_an_interrupt_ends_workers_at_once_and_keeps_what_they_gave(also_workers
     def interrupted() -> Iterator[Sample]:
         for k, sample in enumerate(samples(80)):
             if k == 40:
-                if also_workers:
+                if workers == "told to end":
                     for process in list(pools[0]._processes):
                         os.kill(process, signal.SIGTERM)
+                if workers == "killed while they answer":
+                    for process in list(pools[0]._processes):
+                        os.kill(process, signal.SIGSTOP)
+                    time.sleep(0.2)
+                    os.write(pools[0]._result_queue._writer.fileno(), struct.pack("!i", 1000) + b"the first bytes")
                 raise KeyboardInterrupt
             yield sample
 

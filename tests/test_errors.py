@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -234,6 +235,26 @@ def test_an_interrupt_says_what_is_kept(folder: Path, run: Run, kind: str) -> No
     assert "the statistics of 5 samples are in q.partial.calib, for quantize --calibration" in found.err
     assert "the same command goes on from what is in progress" in found.err
     assert not (folder / "q.calib").exists()
+
+
+def test_nothing_is_left_behind_by_a_run_that_is_told_to_end(folder: Path) -> None:
+    (folder / "ending.py").write_text(
+        "import glob, os, pathlib, signal, tempfile\ndef feeds():\n"
+        "    pathlib.Path('held').write_text(str(glob.glob(tempfile.gettempdir() + '/onnxq-*')))\n"
+        "    signal.raise_signal(signal.SIGTERM)\n    yield {}\n",
+        encoding="utf-8",
+    )
+    large = tiny.write(
+        folder / "large.onnx", "net (float[N, 4] x) => (float[N, 8192] y) <float[4, 8192] w> { y = MatMul (x, w) }"
+    )
+    (folder / "tmp").mkdir()
+    command = [sys.executable, "-m", "onnxq", "calibrate", str(large), "--data", "ending:feeds", "-o", "q.calib"]
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "TMPDIR": str(folder / "tmp")}, capture_output=True, check=False
+    )
+    assert done.returncode == 130
+    assert "onnxq-" in (folder / "held").read_text(encoding="utf-8")
+    assert not list((folder / "tmp").glob("onnxq-*"))
 
 
 def test_how_to_collect(fails: Callable[..., None]) -> None:
