@@ -30,6 +30,7 @@ from onnxq.data import Sample
 from onnxq.equalization import Scaled
 from onnxq.errors import CalibrationError, OutputError, RecipeError
 from onnxq.executors import end, end_if_stuck
+from onnxq.exposure import OptimizedGraphs
 from onnxq.feeds import hash_of_feed
 from onnxq.proto import with_external_data
 from onnxq.store import hash_of_model
@@ -62,6 +63,7 @@ class Collecting:
     progress: Progress | None = None
     source_hash: str = ""
     cones: Mapping[str, str] = field(default_factory=dict)  # of the tensors, see cones.py
+    graphs: OptimizedGraphs = field(default_factory=OptimizedGraphs)  # shared with what is made of this by `replace`
     left_out: Mapping[int, str] = field(default_factory=dict)  # samples that are not to be counted, and why
     written: list[Path] = field(default_factory=list)  # the checkpoints, shared with what is made of this by `replace`
 
@@ -95,7 +97,7 @@ def collect(
     together = computed(dict.fromkeys([*among, *axes]), scaled)
     groups: Sequence[Axes] = [axes]
     holds = False
-    if how.memory_limit is not None and watched(proto, axes, scaled, together, threads) is None:
+    if how.memory_limit is not None and watched(proto, axes, scaled, together, threads, how.graphs) is None:
         holds = True
         groups = grouped(proto, axes, scaled, next(iter(samples)), how.memory_limit // lanes)
     left_out = dict(how.left_out)
@@ -172,7 +174,7 @@ def _read(
     todo = keeper.unread((k, sample) for k, sample in enumerate(samples) if k not in left_out)
     try:
         if how.executor is None:
-            _run_here(job, proto, todo, keeper, lanes)
+            _run_here(job, proto, todo, keeper, lanes, how.graphs)
         else:
             _run_on(how.executor, job, proto, todo, keeper)
     except BaseException as stop:
@@ -244,9 +246,11 @@ class _Keeper:
             self._path = None
 
 
-def _run_here(job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper: _Keeper, lanes: int) -> None:
+def _run_here(
+    job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper: _Keeper, lanes: int, graphs: OptimizedGraphs
+) -> None:
     """Each lane, a thread, runs the model on a sample and counts it in a part of its own, so that no core waits."""
-    collector = Collector(job, model)
+    collector = Collector(job, model, graphs)
     parts = [collector.part() for _ in range(lanes)]  # those that no lane has
     pending: deque[Future[None]] = deque()
 

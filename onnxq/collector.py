@@ -15,7 +15,7 @@ from onnxq.calibration import Calibration
 from onnxq.data import Sample
 from onnxq.equalization import Scaled, known_as
 from onnxq.errors import CalibrationError, ModelError
-from onnxq.exposure import Exposed
+from onnxq.exposure import Exposed, OptimizedGraphs
 from onnxq.feeds import hash_of_feed
 from onnxq.sketch import Look, TensorSketch
 from onnxq.tally import Tally
@@ -61,13 +61,14 @@ class Part:
 class Collector:
     """Runs the model of a job on samples and sketches what comes out. Several threads may do so, each into its own part."""
 
-    def __init__(self, job: Job, model: onnx.ModelProto) -> None:
+    def __init__(self, job: Job, model: onnx.ModelProto, graphs: OptimizedGraphs | None = None) -> None:
+        """`graphs` are as in exposure.Exposed."""
         self.job = job
         self._inputs = {i.name for i in model.graph.input}
-        self._watched = None if job.holds else watched(model, job.axes, job.scaled, job.among, job.threads)
+        self._watched = None if job.holds else watched(model, job.axes, job.scaled, job.among, job.threads, graphs)
         if self._watched is None:
             wanted, config = computed(job.axes, job.scaled), config_of(job.threads)
-            self._exposed = Exposed(model, wanted, among=job.among, threads=job.threads, config=config)
+            self._exposed = Exposed(model, wanted, among=job.among, graphs=graphs, threads=job.threads, config=config)
 
     def part(self) -> Part:
         """An empty part."""
@@ -115,13 +116,19 @@ class Collector:
 
 
 def watched(
-    model: onnx.ModelProto, sketches: Iterable[str], scaled: Mapping[str, Scaled], among: Iterable[str], threads: int
+    model: onnx.ModelProto,
+    sketches: Iterable[str],
+    scaled: Mapping[str, Scaled],
+    among: Iterable[str],
+    threads: int,
+    graphs: OptimizedGraphs | None = None,
 ) -> Watched | None:
     """A session that counts tensors while it runs; None where that cannot be had of the model."""
     if not is_possible(model):
         return None
     try:
-        return Watched(model, sketches, scaled=scaled, among=among, threads=threads, config=config_of(threads))
+        config = config_of(threads)
+        return Watched(model, sketches, scaled=scaled, among=among, graphs=graphs, threads=threads, config=config)
     except ModelError:  # exposure.py knows another way, or says what is wrong
         return None
 

@@ -8,11 +8,13 @@ taken out again, and what they read becomes an output of the optimized graph, wh
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +48,19 @@ class Exposed:
         names: Iterable[str],
         *,
         among: Iterable[str] = (),
+        graphs: OptimizedGraphs | None = None,
         threads: int = 0,
         config: Mapping[str, str] | None = None,
     ) -> None:
         """`among` are all tensors that are seen of this model in other sessions, too, so that all of them run one graph.
 
-        Raises ModelError where onnxruntime cannot load the model.
+        `graphs` are those that were made before. Raises ModelError where onnxruntime cannot load the model.
         """
         wanted, everything = made_of(proto, names, among)
         try:
-            with optimized(proto, wanted, everything) as (model, path, self.places):
-                onnx.save(model, path)
-                self._session = runtime.Session(path, threads=threads, config=config, optimize=False)
+            graph = (graphs or OptimizedGraphs()).of(proto, everything)
+            model, self.places = graph.exposing(wanted)
+            self._session = runtime.Session(graph.save(model), threads=threads, config=config, optimize=False)
         except ModelError:  # what the runtime makes of some models it cannot load again
             twin = runtime.exposed(proto, wanted)
             self._session = runtime.Session(twin, threads=threads, config=config)
@@ -76,39 +79,72 @@ class Exposed:
 
 
 def made_of(proto: onnx.ModelProto, names: Iterable[str], among: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Those of the names that nodes of the model make, and all of both that they make."""
-    made = {name for node in proto.graph.node for name in node.output}
+    """Those of the names that nodes of the model make, and all of both that they make, in the model's order."""
+    made = dict.fromkeys(name for node in proto.graph.node for name in node.output)
     wanted = [name for name in names if name in made]
-    return wanted, [name for name in dict.fromkeys([*among, *wanted]) if name in made]
+    everything = {*among, *wanted}
+    return wanted, [name for name in made if name in everything]
 
 
-@contextmanager
-def optimized(
-    proto: onnx.ModelProto, wanted: list[str], everything: list[str]
-) -> Iterator[tuple[onnx.ModelProto, Path, dict[str, Place]]]:
-    """The graph that onnxruntime makes of the model, with the wanted tensors as further outputs, and where each is.
+class OptimizedGraph:
+    """The graph that onnxruntime makes of a model, in which certain tensors are to be had. Its weights are in a folder."""
 
-    It is the same graph for any of `everything`. It is to be saved at the path, where its weights are until the context
-    ends. Raises ModelError where onnxruntime cannot load the model.
-    """
-    public = {o.name for o in proto.graph.output}
-    probed = _images(proto, everything) - public if lanes() else set()
-    plain = [name for name in everything if name not in probed and name not in public]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "optimized.onnx"
+    def __init__(self, proto: onnx.ModelProto, tensors: Iterable[str]) -> None:
+        """The tensors are made by nodes of the model. Raises ModelError where onnxruntime cannot load it."""
+        self._public = [o.name for o in proto.graph.output]
+        self._folder = Path(tempfile.mkdtemp(prefix="onnxq-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._serial = count()
+        tensors = list(tensors)
+        probed = _images(proto, tensors) - {*self._public} if lanes() else set()
+        plain = [name for name in tensors if name not in probed and name not in self._public]
         while True:
-            probes = {f"{PROBE}{k}": name for k, name in enumerate(everything) if name in probed}
+            probes = {f"{PROBE}{k}": name for k, name in enumerate(tensors) if name in probed}
+            path = self._path()
             runtime.save_optimized(_with_probes(proto, probes, plain), path)
-            model = onnx.load(path, load_external_data=False)
-            places = _places(model, probes)
-            if not (lost := probed - places.keys()):
+            self._model = onnx.load(path, load_external_data=False)
+            self._places = _places(self._model, probes)
+            if not (lost := probed - self._places.keys()):
                 break
             plain += sorted(lost)
             probed -= lost
-        places |= {name: Place(name) for name in everything if name in public or name in plain}
-        chosen = {name: places[name] for name in wanted}
-        _expose(model, [o.name for o in proto.graph.output], [place.output for place in chosen.values()])
-        yield model, path, chosen
+        self._places |= {name: Place(name) for name in tensors if name in self._public or name in plain}
+
+    def exposing(self, wanted: Iterable[str]) -> tuple[onnx.ModelProto, dict[str, Place]]:
+        """A copy of it, without the probes, with some of the tensors as further outputs, and where each of them is."""
+        model, chosen = onnx.ModelProto(), {name: self._places[name] for name in wanted}
+        model.CopyFrom(self._model)
+        _expose(model, self._public, [place.output for place in chosen.values()])
+        return model, chosen
+
+    def save(self, model: onnx.ModelProto) -> Path:
+        """Write what was made of a copy to a file beside the weights, which is there as long as this object."""
+        path = self._path()
+        onnx.save(model, path)
+        return path
+
+    def _path(self) -> Path:
+        return self._folder / f"optimized{next(self._serial)}.onnx"
+
+
+class OptimizedGraphs:
+    """Where optimized graphs are made, and the last one is kept for whoever asks for the same again."""
+
+    def __init__(self) -> None:
+        self._key: tuple[bytes, tuple[str, ...]] | None = None
+        self._last: OptimizedGraph | None = None
+
+    def of(self, proto: onnx.ModelProto, tensors: Iterable[str]) -> OptimizedGraph:
+        """See OptimizedGraph. Models are the same if their messages are: large weights are in a file, see store.py."""
+        key = proto.SerializeToString(deterministic=True), tuple(tensors)
+        if self._last is None or self._key != key:
+            self.clear()  # first, for there not to be two of them at once
+            self._last, self._key = OptimizedGraph(proto, key[1]), key
+        return self._last
+
+    def clear(self) -> None:
+        """Let go of what is kept."""
+        self._last = self._key = None
 
 
 def _images(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:

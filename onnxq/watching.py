@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from onnxq import capi, kernels, runtime
 from onnxq.equalization import Scaled
 from onnxq.errors import ModelError
-from onnxq.exposure import Place, lanes, made_of, optimized
+from onnxq.exposure import OptimizedGraphs, Place, lanes, made_of
 from onnxq.proto import bodies
 from onnxq.sketch import TensorSketch
 from onnxq.tally import Reading, Tally, Visit
@@ -64,10 +64,11 @@ class Watched:
         *,
         scaled: Mapping[str, Scaled],
         among: Iterable[str] = (),
+        graphs: OptimizedGraphs | None = None,
         threads: int = 0,
         config: Mapping[str, str] | None = None,
     ) -> None:
-        """`among` is as in exposure.Exposed. Raises ModelError where the model does not load, or not again."""
+        """`among` and `graphs` are as in exposure.Exposed. Raises ModelError where the model does not load, or not again."""
         by_tensor: dict[str, list[str]] = {}
         for name in sketches:
             by_tensor.setdefault(scaled[name].of if name in scaled else name, []).append(name)
@@ -75,24 +76,22 @@ class Watched:
         self.inputs = {i.name for i in proto.graph.input} - {t.name for t in proto.graph.initializer}
         self._public = [o.name for o in proto.graph.output]
         self.readings: list[Reading] = []
-        with optimized(proto, wanted, everything) as (model, path, places):
-            nodes = []
-            taken = {name for node in model.graph.node for name in node.output} | {i.name for i in model.graph.input}
-            self._told = next(name for k in count() if (name := f"{TALLY}{k}") not in taken)
-            for tensor in [*(name for name in by_tensor if name in self.inputs), *wanted]:
-                place, first = places.get(tensor, Place(tensor)), len(self.readings)
-                self.readings += [Reading(name, scaled.get(name), place.channels) for name in by_tensor[tensor]]
-                nodes.append(helper.make_node(
-                    OBSERVE, [place.output, self._told], [], domain=DOMAIN, first=first, number=len(by_tensor[tensor]),
-                ))  # fmt: skip
-            _watch(model, self._public, nodes, self._told)
-            onnx.save(model, path)
-            try:
-                self._session = capi.Session(path, _observe(), threads=threads, config=config or {})
-            except capi.ApiError as error:
-                raise ModelError(
-                    f"onnxruntime cannot load what it made of the model: {runtime.first_line(error)}"
-                ) from error
+        graph = (graphs or OptimizedGraphs()).of(proto, everything)
+        model, places = graph.exposing(wanted)
+        nodes = []
+        taken = {name for node in model.graph.node for name in node.output} | {i.name for i in model.graph.input}
+        self._told = next(name for k in count() if (name := f"{TALLY}{k}") not in taken)
+        for tensor in [*(name for name in by_tensor if name in self.inputs), *wanted]:
+            place, first = places.get(tensor, Place(tensor)), len(self.readings)
+            self.readings += [Reading(name, scaled.get(name), place.channels) for name in by_tensor[tensor]]
+            nodes.append(helper.make_node(
+                OBSERVE, [place.output, self._told], [], domain=DOMAIN, first=first, number=len(by_tensor[tensor]),
+            ))  # fmt: skip
+        _watch(model, self._public, nodes, self._told)
+        try:
+            self._session = capi.Session(graph.save(model), _observe(), threads=threads, config=config or {})
+        except capi.ApiError as error:
+            raise ModelError(f"onnxruntime cannot load what it made of the model: {runtime.first_line(error)}") from error
 
     def tally(self, sketches: Mapping[str, TensorSketch]) -> Tally:
         """Memory for the counts of sketches that a thread adds to."""
