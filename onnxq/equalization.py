@@ -9,7 +9,7 @@ ranges are those of the activations). Factors are powers of two, so that the flo
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -29,7 +29,10 @@ SMALLEST = 2.0**-6  # a channel that was hardly used in calibration may be used 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A tensor that need not be computed: it is another one, `of`, with its channels (axis 1) times `factors` (C,)."""
+    """A tensor that need not be computed: it is another one, `of`, with its channels (axis 1) times `factors` (C,).
+
+    The factors are powers of two, so it is that to the last bit.
+    """
 
     of: str
     factors: tuple[float, ...]
@@ -42,12 +45,29 @@ class Scaled:
         return other * factors.reshape(-1, *[1] * (other.ndim - 2))
 
 
+@dataclass(frozen=True)
+class Gate:
+    """A tensor that an op makes of another one, `of`; the model as it was has no such tensor."""
+
+    of: str
+    op: str
+    attrs: Mapping[str, float]
+
+
 class Equalizing(Pass):
-    """A pass that evens out channels, by Model.channels, and tells in Model.scaled of the tensors that it takes away."""
+    """A pass that evens out channels, by Model.channels.
+
+    It tells in Model.scaled and Model.gates how the tensors that it makes are had from those that were there before.
+    """
 
     @abstractmethod
     def looked_at(self, graph: Graph) -> set[str]:
         """The tensors whose statistics it may ask for."""
+
+
+def scaled_by(tensor: Tensor, factors: np.ndarray) -> Scaled:
+    """What a tensor is with its channels divided by these factors, powers of two."""
+    return Scaled(tensor.name, tuple((1 / factors).tolist()))
 
 
 def known_as(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxq.collection import Collecting
-from onnxq.equalization import Scaled, known_as
+from onnxq.equalization import Gate, Scaled, known_as
 from onnxq.errors import PassError
 from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds
 from onnxq.numerics import Granularity, PerAxis, PerTensor, QuantParams, QuantType, as_type
@@ -128,8 +128,10 @@ class Model:
     calibration: Calibration | None = None
     cones: dict[str, str] = field(default_factory=dict)  # by tensor, of the float model: by them statistics are known again
     channels: Mapping[str, ChannelStatistics] = field(default_factory=dict)  # by which they are evened out
-    scaled: dict[str, Scaled] = field(default_factory=dict)  # what evening out took away: each is another tensor, scaled
-    observed_too: dict[str, int | None] = field(default_factory=dict)  # of these, those to sketch, with their channel axis
+    uneven: Graph | None = None  # as it was before its channels were evened out: statistics are collected on it
+    scaled: dict[str, Scaled] = field(default_factory=dict)  # what evening out made of tensors of that graph
+    gates: dict[str, Gate] = field(default_factory=dict)  # the same, where it is more than scaled
+    observed_too: dict[str, int | None] = field(default_factory=dict)  # tensors of that graph to sketch as well, by axis
     evened_out: frozenset[str] = frozenset()  # tensors that evening out made
     reference: Graph | None = None
     samples: Samples | None = None
@@ -163,7 +165,9 @@ class Model:
             calibration=self.calibration,
             cones=self.cones,
             channels=self.channels,
+            uneven=self.uneven,
             scaled=dict(self.scaled),
+            gates=dict(self.gates),
             observed_too=self.observed_too,
             evened_out=self.evened_out,
             reference=self.reference,

@@ -183,7 +183,8 @@ def calibrate(
         plain, placed = prepared.model.fork(), evened.fork()
         prepared.manager.run(plain, passes_of(PLACE, chosen))
         prepared.manager.run(placed, passes_of(PLACE, chosen))
-        placed.observed_too = {n: axis for n, axis in observed_tensors(plain).items() if n in evened.scaled}
+        left = evened.graph.tensors()
+        placed.observed_too = {n: axis for n, axis in observed_tensors(plain).items() if n not in left}
         first_look = {evened.cones[name]: channels for name, channels in evened.channels.items()}
         prepared.manager.run(placed, passes_of([p.CollectStatistics], chosen))
     except KeyboardInterrupt as stop:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.equalization import Equalizing, Scaled, choose_factors, conv_readers, evened, scale_inputs, scale_outputs
+from onnxq.equalization import Equalizing, Gate, choose_factors, conv_readers, evened, scale_inputs, scale_outputs, scaled_by
 from onnxq.graph import Graph, Node, Tensor
 from onnxq.model import Model
 from onnxq.streams import has_constant_parameters
@@ -71,10 +71,13 @@ class EqualizeGates(Equalizing):
         graph.insert("Mul", [scaled, gate], [product])
         for reader in readers:
             scale_inputs(graph, reader, product, factors)
-        by = tuple(factors)
-        model.scaled |= {x.name: Scaled(scaled.name, by), result.name: Scaled(product.name, by)}
-        if old_gate is not None:
-            model.scaled[old_gate.name] = Scaled(gate.name, (1.0,) * len(factors))
+        same = np.ones(len(factors))
+        model.scaled |= {scaled.name: scaled_by(x, factors), product.name: scaled_by(result, factors)}
+        model.scaled[argument.name] = scaled_by(x, same)
+        if old_gate is None:
+            model.gates[gate.name] = Gate(x.name, op, attrs)
+        else:
+            model.scaled[gate.name] = scaled_by(old_gate, same)
         graph.cleanup()
         return True
 

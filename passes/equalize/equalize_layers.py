@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxq.equalization import Equalizing, Scaled, choose_factors, evened, scale_inputs, scale_outputs
+from onnxq.equalization import Equalizing, choose_factors, evened, scale_inputs, scale_outputs, scaled_by
 from onnxq.graph import Graph
 from onnxq.model import Model
 from onnxq.streams import Stream, stream_of
@@ -60,5 +60,5 @@ class EqualizeLayers(Equalizing):
             graph.rewire(node, inputs=inputs, outputs=[new[node.outputs[0].name]])
         for reader in stream.readers:
             scale_inputs(graph, reader, new[reader.inputs[0].name], factors)
-        model.scaled |= {name: Scaled(tensor.name, tuple(factors)) for name, tensor in new.items()}
+        model.scaled |= {new[name].name: scaled_by(tensor, factors) for name, tensor in stream.tensors.items()}
         return True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from onnx import helper
+
 from onnxq.calibration import Calibration
 from onnxq.collection import collect
 from onnxq.data import Sample
@@ -22,7 +24,8 @@ class CollectStatistics(Pass):
 
     Given:   specs: %1 observed, %2 shared with %1, W observed (a constant)
     Result:  the graph unchanged; sketches: %1, with per-channel statistics where a Conv, MatMul or Gemm reads it; for a
-             calibration also the tensors that evening out took away, which are others, scaled
+             calibration also the tensors that evening out took away; they are counted on the graph as it was before, where
+             what evening out made is a tensor of that graph, scaled
     Refused: statistics were given from a file: only what they lack is collected, where there are samples; what a merged or
              interrupted calibration cannot hold, because channels are evened out anew, is seen on the feeds it keeps.
     """
@@ -30,7 +33,8 @@ class CollectStatistics(Pass):
     name: ClassVar[str] = "collect-statistics"
 
     def apply(self, model: Model) -> int:
-        wanted, tensors = {**observed_tensors(model), **model.observed_too}, model.graph.tensors()
+        graph = model.graph if model.uneven is None else model.uneven
+        wanted, tensors = {**observed_tensors(model), **model.observed_too}, {**graph.tensors(), **model.graph.tensors()}
         given, samples, total = model.calibration, model.samples, None if model.samples is None else model.samples.length
         missing = {n: axis for n, axis in wanted.items() if given is None or not given.holds(n, model.cones.get(n))}
         if given is not None and samples is not None:  # what was seen along another axis is seen again
@@ -55,10 +59,12 @@ class CollectStatistics(Pass):
                 f"{len(missing)} tensors were evened out anew, and seen only on the {total} feeds that the calibration keeps"
             ]
         try:
-            scaled = {n: model.scaled[n] for n in wanted if n not in tensors}
-            found = collect(
-                model.graph.to_stored_proto(), missing, samples, how, total=total, scaled=scaled, among=wanted
+            proto, scaled = graph.to_stored_proto(), {n: model.scaled[n] for n in wanted if n in model.scaled}
+            proto.graph.node.extend(
+                helper.make_node(gate.op, [gate.of], [name], **gate.attrs)
+                for name, gate in model.gates.items() if name in wanted
             )  # fmt: skip
+            found = collect(proto, missing, samples, how, total=total, scaled=scaled, among=wanted)
         except BaseException as stop:
             if given is not None:
                 stop.partial = given  # type: ignore[attr-defined]  # without what it lacks now
