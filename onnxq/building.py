@@ -63,6 +63,7 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
         return make(prepared, other, recipe)
 
     best = make(prepared, start, recipe)
+    start.collecting.graphs.clear()
     if not any(node.bodies for node in start.graph.nodes):  # else it is not known yet what there is to match
         _check_overrides(recipe, start)
     probes = start.calibration.probes if start.calibration is not None else []

@@ -58,6 +58,11 @@ class Calibration:
         """A twin to which sketches can be added without changing this one."""
         return replace(self, sketches=dict(self.sketches), cones=dict(self.cones), notes=list(self.notes))
 
+    @property
+    def axes(self) -> dict[str, int | None]:
+        """The tensors that there are statistics of, and the axis of the channels if there are some by channel."""
+        return {name: sketch.channel_axis for name, sketch in self.sketches.items()}
+
     def holds(self, name: str, cone: str | None) -> bool:
         """Whether there are statistics of the tensor of this name and cone."""
         return name in self.sketches and self.cones.get(name) == cone

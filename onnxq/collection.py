@@ -63,6 +63,7 @@ class Collecting:
     progress: Progress | None = None
     source_hash: str = ""
     cones: Mapping[str, str] = field(default_factory=dict)  # of the tensors, see cones.py
+    begun: Calibration | None = None  # what was collected before of some of the samples, of the same tensors
     graphs: OptimizedGraphs = field(default_factory=OptimizedGraphs)  # shared with what is made of this by `replace`
     left_out: Mapping[int, str] = field(default_factory=dict)  # samples that are not to be counted, and why
     written: list[Path] = field(default_factory=list)  # the checkpoints, shared with what is made of this by `replace`
@@ -78,14 +79,14 @@ class Collecting:
 def collect(
     proto: onnx.ModelProto,
     axes: Axes,
-    samples: Iterable[Sample],
+    samples: Iterable[Sample] | Mapping[int, Sample],
     how: Collecting | None = None,
     *,
     total: int | None = None,
     scaled: Mapping[str, Scaled] | None = None,
     among: Iterable[str] = (),
 ) -> Calibration:
-    """Sketches of the tensors over the samples; those that `scaled` tells of are no tensors of the model.
+    """Sketches of the tensors over the samples, by their order or by number; those of `scaled` are no tensors of the model.
 
     `among` are all tensors of it that are sketched at one time or another: so the runtime optimizes it the same each time.
     Raises CalibrationError, with tensor and sample, at the first NaN or infinity, unless `how` says otherwise. An error or
@@ -99,7 +100,9 @@ def collect(
     holds = False
     if how.memory_limit is not None and watched(proto, axes, scaled, together, threads, how.graphs) is None:
         holds = True
-        groups = grouped(proto, axes, scaled, next(iter(samples)), how.memory_limit // lanes)
+        _, first = next(iter(_numbered(samples)))
+        groups = grouped(proto, axes, scaled, first, how.memory_limit // lanes)
+        how = how if len(groups) == 1 else replace(how, begun=None)
     left_out = dict(how.left_out)
     while True:
         found, again = Calibration(source_hash=how.source_hash), False
@@ -125,6 +128,10 @@ def collect(
         found.notes.append(f"{len(found.skipped)} samples were left out, the first for {found.skipped[min(found.skipped)]}")
     found.versions = {k: v for k, v in runtime.machine().items() if k in ("onnxruntime", "features")}
     return found
+
+
+def _numbered(samples: Iterable[Sample] | Mapping[int, Sample]) -> Iterable[Indexed]:
+    return samples.items() if isinstance(samples, Mapping) else enumerate(samples)  # type: ignore[return-value]
 
 
 def lanes_here(threads: int, total: int | None) -> tuple[int, int]:
@@ -154,7 +161,7 @@ def _read(
     axes: Axes,
     together: Iterable[str],
     scaled: Mapping[str, Scaled],
-    samples: Iterable[Sample],
+    samples: Iterable[Sample] | Mapping[int, Sample],
     how: Collecting,
     total: int | None,
     left_out: dict[int, str],
@@ -171,7 +178,7 @@ def _read(
     apart = {name: scaled[name] for name in axes if name in scaled}
     job = Job(digest, dict(axes), tuple(together), public, how.threads, how.on_nonfinite, libraries, apart, holds)
     keeper = _Keeper(job, how, total, left_out)
-    todo = keeper.unread((k, sample) for k, sample in enumerate(samples) if k not in left_out)
+    todo = keeper.unread((k, sample) for k, sample in _numbered(samples) if k not in left_out)
     try:
         if how.executor is None:
             _run_here(job, proto, todo, keeper, lanes, how.graphs)
@@ -196,20 +203,24 @@ class _Keeper:
         self._path = None if how.checkpoint is None else how.checkpoint / f"{job.digest}.calib"
         self._written = how.written
         self._saved = time.monotonic()
+        self._known: dict[int, str] = {}  # the samples that the checkpoint holds
         if self._path is not None and self._path.is_file():
             self.found = Calibration.load(self._path)
             self._written.append(self._path)
+            self._known = dict(self.found.feeds)
+        elif how.begun is not None:
+            self.found.absorb(how.begun)
         self.found.skipped.update(left_out)
-        self._known = dict(self.found.feeds)
+        self._begun = self.found.feeds.keys() - self._known.keys()
         self._done_before = len(self.found.feeds) + len(self.found.skipped)
 
     def unread(self, items: Iterable[Indexed]) -> Iterator[Indexed]:
-        """The samples that a checkpoint does not hold. Raises CalibrationError where the data is not what it was."""
+        """The samples that are not done. Raises CalibrationError where the data is not what a checkpoint is of."""
         seen = set()
         for index, sample in items:
             seen.add(index)
             known = self._known.get(index)
-            if known is None and index not in self.found.skipped:
+            if known is None and index not in self.found.skipped and index not in self._begun:
                 yield index, sample
             elif known is not None and known != hash_of_feed(sample.feed):
                 raise CalibrationError(

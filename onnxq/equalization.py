@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Gate:
 
     of: str
     op: str
-    attrs: Mapping[str, float]
+    attrs: Mapping[str, Any]
 
 
 class Equalizing(Pass):

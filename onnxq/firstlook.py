@@ -1,16 +1,19 @@
-"""A first look: statistics by channel of a few samples, by which channels are evened out before all samples are collected.
+"""A first look: statistics of a few samples, by whose channels the model is evened out before all samples are collected.
 
-The few are those of least hash: as good as drawn by chance, and the same ones in whatever order the samples come. All
-samples are then collected on the network with its channels evened out, so that the model is run once on each.
+The few are those of least hash: as good as drawn by chance, and the same ones in whatever order the samples come. Where
+nothing is evened out, what was seen of them is a part of the collection; else they are run again with the others, as only
+the extremes of a channel are known of them, and not what is in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from onnxq import passes as p
+from onnxq.calibration import Calibration
 from onnxq.collection import collect
+from onnxq.collector import Axes
 from onnxq.data import Sample, Samples
 from onnxq.errors import CalibrationError
 from onnxq.feeds import hash_of_feed, size_of
@@ -29,7 +32,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 def look(prepared: Prepared, start: Model, recipe: Recipe) -> None:
-    """Fill `start.channels` with what the passes that even out may ask for.
+    """Fill `start.channels` with what the passes that even out may ask for, and `start.begun` with what they come from.
 
     It is of a few samples, or of what a calibration says that came from a file: of its own first look, or of all that it
     has seen where it has none. A source that gives its samples once is collected whole before it is read again, as an
@@ -40,7 +43,8 @@ def look(prepared: Prepared, start: Model, recipe: Recipe) -> None:
         return
     placed = start.fork()
     prepared.manager.run(placed, passes_of(PLACE, recipe))
-    axes = {n: axis for n, axis in observed_tensors(placed).items() if n in names and axis is not None}
+    observed = observed_tensors(placed)
+    axes = {n: axis for n, axis in observed.items() if n in names and axis is not None}
     if start.calibration is not None:
         start.channels = _known(start, axes)
     elif start.samples is not None and start.samples.comes_once:
@@ -48,7 +52,10 @@ def look(prepared: Prepared, start: Model, recipe: Recipe) -> None:
         start.calibration = placed.calibration
     missing = {n: axis for n, axis in axes.items() if n not in start.channels}
     if missing and start.samples is not None:
-        start.channels = {**start.channels, **_seen(start, missing)}
+        found = _seen(start, observed if start.calibration is None else missing, observed)
+        start.begun = found if start.calibration is None else None
+        seen = {} if found is None else {name: found.sketches[name].channels for name in missing}
+        start.channels = {**start.channels, **{name: by for name, by in seen.items() if by is not None and by.count}}
 
 
 def _known(start: Model, axes: dict[str, int]) -> dict[str, ChannelStatistics]:
@@ -65,36 +72,35 @@ def _known(start: Model, axes: dict[str, int]) -> dict[str, ChannelStatistics]:
     return found
 
 
-def _seen(start: Model, axes: dict[str, int]) -> dict[str, ChannelStatistics]:
-    """What a few samples tell of these tensors."""
+def _seen(start: Model, axes: Axes, among: Iterable[str]) -> Calibration | None:
+    """What a few samples tell of these tensors; None where all of them were left out, which does not tell of the others."""
     assert start.samples is not None
     progress, how = start.progress, start.collecting
-    told = None if progress is None else lambda _, done, total: progress("first look", done, total)
     try:
         few = few_of(start.samples, progress)
-        how = replace(how, checkpoint=None, executor=None, progress=told)
-        found = collect(start.graph.to_stored_proto(), axes, few, how, total=len(few))
+        told = None if progress is None else lambda _, done, __: progress("first look", done, len(few))
+        how = replace(how, checkpoint=None, executor=None, progress=told, cones=start.cones)
+        found = collect(start.graph.to_stored_proto(), axes, few, how, total=start.samples.length, among=among)
     except CalibrationError:
-        if how.on_nonfinite == "skip":  # all of the few, which does not tell of the others
-            return {}
+        if how.on_nonfinite == "skip":
+            return None
         raise
     except BaseException as stop:
         stop.partial = start.calibration  # type: ignore[attr-defined]  # what the few tell is of no use alone
         raise
-    channels = {name: sketch.channels for name, sketch in found.sketches.items()}
-    return {name: seen for name, seen in channels.items() if seen is not None and seen.count}
+    return replace(found, notes=[])  # they are of the whole
 
 
-def few_of(samples: Samples, progress: Progress | None = None) -> list[Sample]:
-    """At most FEW different ones of the samples, FEWEST where they are large: those of least hash, in its order."""
-    few: dict[str, Sample] = {}
+def few_of(samples: Samples, progress: Progress | None = None) -> dict[int, Sample]:
+    """At most FEW different ones of the samples, by their number, FEWEST where they are large: those of least hash."""
+    few: dict[str, tuple[int, Sample]] = {}
     end = "z"  # of the hashes: those from here on are not among the few of all samples, whatever comes
     for k, sample in enumerate(samples):
         if (digest := hash_of_feed(sample.feed)) < end:
-            few.setdefault(digest, sample)
-        while len(few) > FEW or (len(few) > FEWEST and sum(size_of(s.feed) for s in few.values()) > MOST_BYTES):
+            few.setdefault(digest, (k, sample))
+        while len(few) > FEW or (len(few) > FEWEST and sum(size_of(s.feed) for _, s in few.values()) > MOST_BYTES):
             end = max(few)
             del few[end]
         if progress is not None:
             progress("reading", k + 1, samples.length)
-    return [few[digest] for digest in sorted(few)]
+    return dict(sorted(few.values(), key=lambda numbered: numbered[0]))

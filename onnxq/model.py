@@ -128,6 +128,7 @@ class Model:
     calibration: Calibration | None = None
     cones: dict[str, str] = field(default_factory=dict)  # by tensor, of the float model: by them statistics are known again
     channels: Mapping[str, ChannelStatistics] = field(default_factory=dict)  # by which they are evened out
+    begun: Calibration | None = None  # the statistics of a few of the samples, of the graph as it was then
     uneven: Graph | None = None  # as it was before its channels were evened out: statistics are collected on it
     scaled: dict[str, Scaled] = field(default_factory=dict)  # what evening out made of tensors of that graph
     gates: dict[str, Gate] = field(default_factory=dict)  # the same, where it is more than scaled
@@ -165,6 +166,7 @@ class Model:
             calibration=self.calibration,
             cones=self.cones,
             channels=self.channels,
+            begun=self.begun,
             uneven=self.uneven,
             scaled=dict(self.scaled),
             gates=dict(self.gates),

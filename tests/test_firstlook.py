@@ -27,8 +27,8 @@ def samples_of(arrays: list[np.ndarray]) -> Samples:
     return open_samples([{"x": array} for array in arrays], INPUTS)
 
 
-def values(few: list[Sample]) -> list[list[float]]:
-    return [sample.feed["x"].tolist() for sample in few]
+def values(few: dict[int, Sample]) -> list[list[float]]:
+    return sorted(sample.feed["x"].tolist() for sample in few.values())
 
 
 @settings(max_examples=30, deadline=None)
@@ -42,8 +42,8 @@ def test_the_few_are_the_same_whatever_the_order(lengths: list[int], seed: int, 
         assert values(few_of(samples_of([arrays[k] for k in rng.permutation(len(arrays))]))) == few
     assert min(len(arrays), FEWEST) <= len(few) <= FEW
     assert len(few) <= FEWEST or 4 * sum(len(v) for v in few) <= limit
-    given_ = [a.tolist() for a in arrays]
-    assert all(v in given_ for v in few)
+    for k, sample in few_of(samples_of(arrays)).items():
+        np.testing.assert_array_equal(sample.feed["x"], arrays[k])
 
 
 def test_of_samples_that_are_alike_there_is_one() -> None:
@@ -91,7 +91,8 @@ def test_what_is_collected_does_not_depend_on_how_the_samples_come(models: Path)
             assert all(np.array_equal(one[part], two[part]) for part in one if part != "series"), name
 
 
-def test_each_sample_is_run_once_and_the_few_twice(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def runs_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The samples that the model is run on, as they come."""
     run: list[str] = []
     add = Collector.add
 
@@ -100,10 +101,78 @@ def test_each_sample_is_run_once_and_the_few_twice(models: Path, monkeypatch: py
         add(self, index, sample, part)
 
     monkeypatch.setattr(Collector, "add", counted)
+    return run
+
+
+def even_out_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for where in ("equalize_layers", "equalize_gates"):
+        monkeypatch.setattr(f"onnxq.passes.equalize.{where}.choose_factors", lambda *_, **__: None)
+
+
+def test_each_sample_is_run_once_and_the_few_twice(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs_of(monkeypatch)
     found = onnxq.calibrate(models / "inverted_residual.onnx", feeds(models), threads=1)
     assert any(name.endswith(EQUALIZED) for name in found.sketches)
     assert len(run) == 60 + FEW
     assert set(run[FEW:]) == {f"sample {k}" for k in range(60)}
+
+
+def test_each_sample_is_run_once_where_nothing_is_evened_out(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what comes out is the same bit for bit as if all of them were run after the first look."""
+    model, given_ = models / "inverted_residual.onnx", feeds(models)
+    even_out_nothing(monkeypatch)
+    run = runs_of(monkeypatch)
+    found = onnxq.calibrate(model, given_, threads=1)
+    assert found.first_look
+    assert not any(name.endswith(EQUALIZED) for name in found.sketches)
+    assert sorted(run) == sorted(f"sample {k}" for k in range(60))
+    monkeypatch.setattr(Calibration, "axes", {})  # so that what was begun is not gone on with
+    run.clear()
+    again = onnxq.calibrate(model, given_, threads=1)
+    assert len(run) == 60 + FEW
+    assert (again.feeds, again.cones, again.samples) == (found.feeds, found.cones, 60)
+    assert again.sketches.keys() == found.sketches.keys()
+    for name, sketch in found.sketches.items():
+        one, two = sketch.to_arrays(), again.sketches[name].to_arrays()
+        assert all(np.array_equal(one[part], two[part]) for part in one), name
+
+
+def test_samples_left_out_in_the_first_look_are_left_out_of_what_goes_on(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_ = feeds(models)
+    given_[7]["image"][:] = np.nan
+    given_[40]["image"][:] = np.inf
+    even_out_nothing(monkeypatch)
+    run = runs_of(monkeypatch)
+    found = onnxq.calibrate(models / "inverted_residual.onnx", given_, on_nonfinite="skip", threads=1)
+    assert sorted(run) == sorted(f"sample {k}" for k in range(60))
+    assert sorted(found.skipped) == [7, 40]
+    assert sorted(found.feeds) == [k for k in range(60) if k not in (7, 40)]
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("2 samples were left out")
+
+
+def test_a_checkpoint_goes_on_from_what_the_first_look_began(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given_ = models / "inverted_residual.onnx", feeds(models)
+    even_out_nothing(monkeypatch)
+    whole = onnxq.calibrate(model, given_, threads=1)
+
+    def interrupt(what: str, done: int, _: int | None) -> None:
+        if what == "calibrating" and done == 45:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        onnxq.calibrate(model, given_, threads=1, checkpoint=tmp_path, progress=interrupt)
+    run = runs_of(monkeypatch)
+    found = onnxq.calibrate(model, given_, threads=1, checkpoint=tmp_path)
+    assert FEW < len(run) <= FEW + 15
+    assert found.feeds == whole.feeds
+    for name, sketch in whole.sketches.items():
+        one, two = sketch.to_arrays(), found.sketches[name].to_arrays()
+        assert all(np.array_equal(one[part], two[part]) for part in one), name
 
 
 def test_a_layer_that_is_evened_out_can_be_excluded_later_without_the_data(models: Path, tmp_path: Path) -> None:
@@ -153,10 +222,10 @@ def test_samples_that_are_left_out_do_not_hide_the_others(models: Path, monkeypa
     """All that are looked at first hold NaN: nothing is evened out, and the rest is collected."""
     given_ = feeds(models, 40)
     monkeypatch.setattr(firstlook, "FEW", 4)
-    for sample in few_of(open_samples(given_, [TensorInfo("image", np.dtype(np.float32), (1, 1, 32, 32))])):
+    for sample in few_of(open_samples(given_, [TensorInfo("image", np.dtype(np.float32), (1, 1, 32, 32))])).values():
         next(f for f in given_ if np.array_equal(f["image"], sample.feed["image"]))["image"][:] = np.nan
     bad = [k for k, f in enumerate(given_) if np.isnan(f["image"]).any()]
-    monkeypatch.setattr(firstlook, "few_of", lambda samples, _: [s for k, s in enumerate(samples) if k in bad])
+    monkeypatch.setattr(firstlook, "few_of", lambda samples, _: {k: s for k, s in enumerate(samples) if k in bad})
     found = onnxq.calibrate(models / "residual.onnx", given_, on_nonfinite="skip", threads=1)
     assert sorted(found.skipped) == bad
     assert found.samples == 36

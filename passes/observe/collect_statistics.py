@@ -47,6 +47,8 @@ class CollectStatistics(Pass):
             return 0
         how = replace(model.collecting, cones=model.cones, left_out={} if given is None else given.skipped)
         notes = []
+        if given is None and model.begun is not None and model.begun.axes == missing:
+            how = replace(how, begun=model.begun)
         if samples is None:
             if given is None or not missing.keys() <= model.evened_out:
                 raise CalibrationError(_how_to_collect(given, [name for name in missing if name not in model.evened_out]))

@@ -4,9 +4,10 @@
 
 Each figure comes from a process of its own, which first runs the plain model on the same feeds: `x inference` is the time of
 collecting over that, for --feeds of them. onnxq's is given three times: of collecting once it has started, as the last
-three quarters of the feeds go; of collecting with its start; and of all that `onnxq.calibrate` does (load, rewrite, prove, a
-first look where channels are evened out, collect), run again in the same process, with, in brackets, the first run, in which
-much of onnxq and its compiled loops are loaded. Memory is the peak of the process after the first run at 32 and at 256
+feeds go, three quarters of them or those that it has not looked at before; of collecting with its start, and with the first
+look where that is a part of it; and of all that `onnxq.calibrate` does (load, rewrite, prove, a first look where channels
+may be evened out, collect), run again in the same process, with, in brackets, the first run, in which much of onnxq and its
+compiled loops are loaded. Memory is the peak of the process after the first run at 32 and at 256
 samples; `~` is extrapolated from 8 and 32, for tools that keep every activation. The error is that of the 99.99th percentile
 of magnitude against numpy's on all elements, median and largest over the tensors, on 8 feeds.
 """
@@ -31,7 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxq
-from onnxq.collection import collect
+from onnxq import firstlook
+from onnxq.collection import Collecting, collect
 from onnxq.observers.percentile import quantile
 from onnxq.passes.observe import collect_statistics
 from onnxq.runtime import Session, exposed
@@ -97,9 +99,11 @@ def run_onnxq(model: onnx.ModelProto, feeds: Sequence[dict[str, np.ndarray]], th
     taken: list[float] = []
     done: dict[int, float] = {}
 
-    def timed(*arguments: Any, **options: Any) -> Any:
+    def timed(proto: Any, axes: Any, samples: Any, how: Collecting, **options: Any) -> Any:
+        if how.begun is None:
+            taken.clear()
         start = time.perf_counter()
-        found = collect(*arguments, **options)
+        found = collect(proto, axes, samples, how, **options)
         taken.append(time.perf_counter() - start)
         return found
 
@@ -114,12 +118,12 @@ def run_onnxq(model: onnx.ModelProto, feeds: Sequence[dict[str, np.ndarray]], th
         onnxq.calibrate(model, feeds, threads=threads, progress=progress)
         return time.perf_counter() - start
 
-    collect_statistics.collect = timed
+    collect_statistics.collect = firstlook.collect = timed
     first, peak = calibrate(), peak_memory()
     whole = calibrate()
-    quarter = len(feeds) // 4
-    running = (done[len(feeds)] - done[quarter]) / (len(feeds) - quarter) * len(feeds)
-    return Found(first, whole, taken[0], running, peak)
+    start = max(len(feeds) // 4, min(done))
+    running = (done[len(feeds)] - done[start]) / (len(feeds) - start) * len(feeds)
+    return Found(first, whole, sum(taken), running, peak)
 
 
 def peak_memory() -> float:
