@@ -53,9 +53,16 @@ def computed(names: Iterable[str], scaled: Mapping[str, Scaled]) -> list[str]:
 class Part:
     """What one thread collects of a job. It is broken where a sample was neither counted whole nor taken away whole."""
 
-    found: Calibration
+    counted: Calibration  # but for what the tally holds
     tally: Tally | None = None
     is_broken: bool = False
+
+    @property
+    def found(self) -> Calibration:
+        """All that is collected, for whoever reads it."""
+        if self.tally is not None:
+            self.tally.settle()
+        return self.counted
 
 
 class Collector:
@@ -96,7 +103,7 @@ class Collector:
         if not spoilt or self.job.on_nonfinite == "ignore":
             counted.take(index)
             energy = _energy(counted.outputs, self.job.public)
-            part.found.keep_feed(index, sample.feed, hash_of_feed(sample.feed), energy)
+            part.counted.keep_feed(index, sample.feed, hash_of_feed(sample.feed), energy)
             part.is_broken = was_broken
             return
         first = min(spoilt, key=list(self.job.axes).index)
@@ -112,7 +119,7 @@ class Collector:
                 f"{why}, and the sample cannot be left out: a second run of the model on it gave other values than the "
                 "first, or failed; remove that sample from the data"
             )
-        part.found.skipped[index] = why
+        part.counted.skipped[index] = why
 
 
 def watched(
@@ -143,7 +150,7 @@ class _Held:
 
     def __init__(self, job: Job, part: Part, values: Mapping[str, Any], sample: Sample) -> None:
         self.outputs, self.flaw, self._where, self._counts = values, "", sample.where, False
-        self._sketches = part.found.sketches
+        self._sketches = part.counted.sketches
         self._arrays: dict[str, np.ndarray | Blocks] = {}
         self._looks: dict[str, Look] = {}
         for name, sketch in self._sketches.items():

@@ -9,6 +9,7 @@ whatever the order, the grouping, the number of workers or the restarts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 
@@ -163,6 +164,15 @@ class TensorSketch:
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         before = self.series.get(feed, (np.inf, -np.inf))
         self.series[feed] = (min(before[0], low), max(before[1], high))
+
+    def reach_each(self, feeds: Sequence[int], ends: np.ndarray) -> None:
+        """The same of several feeds, each of which is new to this sketch: ends (n, 2)."""
+        if len(feeds):
+            self.minimum, self.maximum = (
+                min(self.minimum, float(ends[:, 0].min())),
+                max(self.maximum, float(ends[:, 1].max())),
+            )
+            self.series.update(zip(feeds, map(tuple, ends.tolist()), strict=True))
 
     def _axis_of(self, x: np.ndarray | Blocks) -> int | None:
         return self.channel_axis if x.ndim else None

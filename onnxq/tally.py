@@ -26,6 +26,7 @@ from onnxq.sketch import Look, TensorSketch
 
 ASK = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
 TAKE, GROW = 0, 1  # what compiled code asks for, as compiled/op.py has them
+MOST_TAKEN = 64  # samples whose extremes are held before the sketches are told of them
 FINE, FAILED = 0, 2  # of a header; in between it is busy, or an exception left it so
 Visit = Callable[[int, np.ndarray | Blocks], None]  # the number of a reading, and the tensor
 
@@ -51,6 +52,7 @@ class Tally:
         self._factors = [None if r.scaled is None else np.array(r.scaled.factors, np.float32) for r in readings]
         self._ends = np.empty((len(readings), 2))
         self._looks: dict[int, Look] = {}  # of arrays that Python took in, by reading
+        self._taken: list[tuple[int, np.ndarray, np.ndarray]] = []  # sample number, and sizes and ends of the readings
         self._visit: Visit | None = None
         self._where = ""
         self._error: BaseException | None = None
@@ -106,18 +108,30 @@ class Tally:
         return {**found, **{k: (look.low, look.high, look.size) for k, look in self._looks.items() if look.size}}
 
     def take(self, index: int, spoilt: Collection[int]) -> None:
-        """Take what was counted into the sketches, as sample number `index`, but for the spoilt readings."""
+        """Take what was counted into the sketches, as sample number `index`, but for the spoilt readings.
+
+        They are told of its extremes in `settle`, as this is done while the next sample waits.
+        """
         self._records["size"][list(spoilt)] = 0
         kernels.widen_by(self._records)
-        rows = zip(self.sketches, *(self._records[f].tolist() for f in ("size", "by_channel", "channels")), strict=True)
-        for (sketch, size, by_channel, channels), (low, high) in zip(rows, self._ends.tolist(), strict=True):
-            if size:
-                sketch.reach(low, high, index)
-                if by_channel and sketch.channels is not None:
-                    sketch.channels.count += size // channels
+        self._taken.append((index, self._records["size"].copy(), self._ends.copy()))
+        if len(self._taken) == MOST_TAKEN:
+            self.settle()
         for k, look in self._looks.items():
             if k not in spoilt:
                 self.sketches[k].take(look, index)
+
+    def settle(self) -> None:
+        """Tell the sketches of all that was taken; before, they lack its extremes."""
+        if not self._taken:
+            return
+        numbers, sizes, ends = zip(*self._taken, strict=True)
+        self._taken = []
+        counts, extremes = np.stack(sizes, 1), np.stack(ends, 1)  # (readings, samples), with the two ends
+        for sketch, count, extreme in zip(self.sketches, counts, extremes, strict=True):
+            sketch.reach_each([numbers[k] for k in np.flatnonzero(count)], extreme[count > 0])
+            if sketch.channel_axis is not None and sketch.channels is not None:
+                sketch.channels.count += int((count // len(sketch.channels.minimum)).sum())
 
     def _bind(self, k: int) -> None:
         """Let a record hold the addresses of a sketch's arrays."""
@@ -172,6 +186,7 @@ class Tally:
             self._header["failed"] = FAILED
 
     def _look(self, k: int, array: np.ndarray | Blocks) -> None:
+        self.settle()  # what is checked hangs on what was seen before
         self.sketches[k].check(array, f"at {self._where}, tensor {self.readings[k].sketch}: ")
         self.is_lost = True  # until it is done: part of the array may be counted
         self._looks[k] = self.sketches[k].look(array)
