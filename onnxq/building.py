@@ -35,7 +35,7 @@ def equalize(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord
     firstlook.look(prepared, start, recipe)
     start, records = prepared.manager.run_exact(start, passes_of(EQUALIZE, recipe), once=True)
     if any(r.rewrites for r in records):
-        start.reference, start.uneven = start.graph.copy(), prepared.model.graph
+        start.reference = start.graph.copy()
         known = dict(start.cones)  # a tensor that kept its name kept its values
         known |= {name: cone_of_scaled(start.cones[s.of], s.factors) for name, s in start.scaled.items()}
         new = cones_of(start.graph.to_stored_proto(), known)

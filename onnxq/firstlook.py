@@ -75,12 +75,13 @@ def _known(start: Model, axes: dict[str, int]) -> dict[str, ChannelStatistics]:
 def _seen(start: Model, axes: Axes, among: Iterable[str]) -> Calibration | None:
     """What a few samples tell of these tensors; None where all of them were left out, which does not tell of the others."""
     assert start.samples is not None
+    assert start.floats is not None
     progress, how = start.progress, start.collecting
     try:
         few = few_of(start.samples, progress)
         told = None if progress is None else lambda _, done, __: progress("first look", done, len(few))
         how = replace(how, checkpoint=None, executor=None, progress=told, cones=start.cones)
-        found = collect(start.graph.to_stored_proto(), axes, few, how, total=start.samples.length, among=among)
+        found = collect(start.floats, axes, few, how, total=start.samples.length, among=among)
     except CalibrationError:
         if how.on_nonfinite == "skip":
             return None

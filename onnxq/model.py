@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from onnxq.collection import Collecting
 from onnxq.equalization import Gate, Scaled, known_as
@@ -129,10 +130,10 @@ class Model:
     cones: dict[str, str] = field(default_factory=dict)  # by tensor, of the float model: by them statistics are known again
     channels: Mapping[str, ChannelStatistics] = field(default_factory=dict)  # by which they are evened out
     begun: Calibration | None = None  # the statistics of a few of the samples, of the graph as it was then
-    uneven: Graph | None = None  # as it was before its channels were evened out: statistics are collected on it
-    scaled: dict[str, Scaled] = field(default_factory=dict)  # what evening out made of tensors of that graph
+    floats: onnx.ModelProto | None = None  # as it was before its channels were evened out: statistics are collected on it
+    scaled: dict[str, Scaled] = field(default_factory=dict)  # what evening out made of tensors of that model
     gates: dict[str, Gate] = field(default_factory=dict)  # the same, where it is more than scaled
-    observed_too: dict[str, int | None] = field(default_factory=dict)  # tensors of that graph to sketch as well, by axis
+    observed_too: dict[str, int | None] = field(default_factory=dict)  # tensors of that model to sketch as well, by axis
     evened_out: frozenset[str] = frozenset()  # tensors that evening out made
     reference: Graph | None = None
     samples: Samples | None = None
@@ -167,7 +168,7 @@ class Model:
             cones=self.cones,
             channels=self.channels,
             begun=self.begun,
-            uneven=self.uneven,
+            floats=self.floats,
             scaled=dict(self.scaled),
             gates=dict(self.gates),
             observed_too=self.observed_too,

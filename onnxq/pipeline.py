@@ -180,11 +180,12 @@ def calibrate(
     first_look = {}
     try:
         evened = equalize(prepared, chosen)[0]
-        plain, placed = prepared.model.fork(), evened.fork()
-        prepared.manager.run(plain, passes_of(PLACE, chosen))
+        placed = evened.fork()
         prepared.manager.run(placed, passes_of(PLACE, chosen))
-        left = evened.graph.tensors()
-        placed.observed_too = {n: axis for n, axis in observed_tensors(plain).items() if n not in left}
+        if evened.evened_out:
+            plain, left = prepared.model.fork(), evened.graph.tensors()
+            prepared.manager.run(plain, passes_of(PLACE, chosen))
+            placed.observed_too = {n: axis for n, axis in observed_tensors(plain).items() if n not in left}
         first_look = {evened.cones[name]: channels for name, channels in evened.channels.items()}
         prepared.manager.run(placed, passes_of([p.CollectStatistics], chosen))
     except KeyboardInterrupt as stop:

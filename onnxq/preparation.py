@@ -97,7 +97,7 @@ def prepare(
         if recalibrate:
             tensors = graph.tensors()
             model.trained = {n: q for n, q in model.trained.items() if isinstance(tensors.get(n), Constant)}
-        original = graph.to_stored_proto()
+        original = graph.to_stored_proto() if any(r.rewrites for r in recovered) else given
         session = Session(original, threads=threads)
         digest = hashing.result()
     if collected is not None and collected.source_hash != digest:
@@ -120,7 +120,8 @@ def prepare(
     model, records = manager.run_exact(model, passes_of(FLOAT, recipe))
     records = recovered + records
     if recipe.mode == "static":
-        model.cones = cones_of(model.graph.to_stored_proto())
+        model.floats = model.graph.to_stored_proto()
+        model.cones = cones_of(model.floats)
         if collected is not None:
             collected.hold_for(model.cones)
     model.reference = model.graph.copy()

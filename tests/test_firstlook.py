@@ -13,12 +13,18 @@ from hypothesis import strategies as st
 import onnxq
 from onnxq import firstlook
 from onnxq.blocks import Blocks
+from onnxq.building import equalize
 from onnxq.calibration import Calibration
 from onnxq.collector import Collector, Part
 from onnxq.data import Sample, Samples, open_samples
 from onnxq.equalization import EQUALIZED, Scaled
 from onnxq.firstlook import FEW, FEWEST, few_of
-from onnxq.runtime import TensorInfo
+from onnxq.passes import CollectStatistics
+from onnxq.preparation import passes_of, prepare
+from onnxq.recipe import load
+from onnxq.runtime import Session, TensorInfo, exposed
+from onnxq.source import load_any
+from onnxq.stages import PLACE
 
 INPUTS = [TensorInfo("x", np.dtype(np.float32), (None,))]
 
@@ -173,6 +179,31 @@ def test_a_checkpoint_goes_on_from_what_the_first_look_began(
     for name, sketch in whole.sketches.items():
         one, two = sketch.to_arrays(), found.sketches[name].to_arrays()
         assert all(np.array_equal(one[part], two[part]) for part in one), name
+
+
+@pytest.mark.parametrize("target", ["cpu", "qnn-htp"])
+def test_what_is_counted_of_evened_channels_is_what_the_evened_model_makes(models: Path, target: str) -> None:
+    """Of tensors that are others, scaled, and on a target that has all in integers also of gates."""
+    given_ = feeds(models, 12)
+    recipe = load(None, target=target, mode="static")
+    prepared = prepare(load_any(models / "inverted_residual.onnx"), given_, recipe, threads=1)
+    evened, _ = equalize(prepared, recipe)
+    prepared.manager.run(evened, passes_of([*PLACE, CollectStatistics], recipe))
+    assert evened.calibration is not None
+    names = [name for name in evened.calibration.sketches if name in evened.scaled or name in evened.gates]
+    assert any(name in evened.scaled for name in names)
+    assert any(name in evened.gates for name in names) == (target == "qnn-htp")
+    session = Session(exposed(evened.graph.to_stored_proto(), names), threads=1)
+    results = [session.run(feed) for feed in given_]
+    for name in names:
+        values, sketch = np.stack([r[name] for r in results]), evened.calibration.sketches[name]
+        assert sketch.count == values.size
+        close = {"rtol": 1e-4, "atol": 1e-5 * np.abs(values).max()}  # a HardSwish rounds another way than its parts
+        np.testing.assert_allclose([sketch.minimum, sketch.maximum], [values.min(), values.max()], **close)
+        if sketch.channels is not None:
+            axes = tuple(a for a in range(values.ndim) if a != 2)  # of (feeds, N, C, H, W)
+            np.testing.assert_allclose(sketch.channels.mean, values.mean(axes, np.float64), **close)
+            np.testing.assert_allclose(sketch.channels.maximum, values.max(axes), **close)
 
 
 def test_a_layer_that_is_evened_out_can_be_excluded_later_without_the_data(models: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import onnx
 from onnx import helper
 
 from onnxq.calibration import Calibration
@@ -24,8 +26,8 @@ class CollectStatistics(Pass):
 
     Given:   specs: %1 observed, %2 shared with %1, W observed (a constant)
     Result:  the graph unchanged; sketches: %1, with per-channel statistics where a Conv, MatMul or Gemm reads it; for a
-             calibration also the tensors that evening out took away; they are counted on the graph as it was before, where
-             what evening out made is a tensor of that graph, scaled
+             calibration also the tensors that evening out took away; they are counted on the model as it was before, where
+             what evening out made is a tensor of that model, scaled
     Refused: statistics were given from a file: only what they lack is collected, where there are samples; what a merged or
              interrupted calibration cannot hold, because channels are evened out anew, is seen on the feeds it keeps.
     """
@@ -33,8 +35,7 @@ class CollectStatistics(Pass):
     name: ClassVar[str] = "collect-statistics"
 
     def apply(self, model: Model) -> int:
-        graph = model.graph if model.uneven is None else model.uneven
-        wanted, tensors = {**observed_tensors(model), **model.observed_too}, {**graph.tensors(), **model.graph.tensors()}
+        wanted, tensors = {**observed_tensors(model), **model.observed_too}, model.graph.tensors()
         given, samples, total = model.calibration, model.samples, None if model.samples is None else model.samples.length
         missing = {n: axis for n, axis in wanted.items() if given is None or not given.holds(n, model.cones.get(n))}
         if given is not None and samples is not None:  # what was seen along another axis is seen again
@@ -61,12 +62,8 @@ class CollectStatistics(Pass):
                 f"{len(missing)} tensors were evened out anew, and seen only on the {total} feeds that the calibration keeps"
             ]
         try:
-            proto, scaled = graph.to_stored_proto(), {n: model.scaled[n] for n in wanted if n in model.scaled}
-            proto.graph.node.extend(
-                helper.make_node(gate.op, [gate.of], [name], **gate.attrs)
-                for name, gate in model.gates.items() if name in wanted
-            )  # fmt: skip
-            found = collect(proto, missing, samples, how, total=total, scaled=scaled, among=wanted)
+            scaled = {n: model.scaled[n] for n in wanted if n in model.scaled}
+            found = collect(_with_gates(model, wanted), missing, samples, how, total=total, scaled=scaled, among=wanted)
         except BaseException as stop:
             if given is not None:
                 stop.partial = given  # type: ignore[attr-defined]  # without what it lacks now
@@ -79,6 +76,18 @@ class CollectStatistics(Pass):
             given.skipped.update(found.skipped)
             given.notes += [*found.notes, *notes]
         return len(missing)
+
+
+def _with_gates(model: Model, wanted: Container[str]) -> onnx.ModelProto:
+    """The model that statistics are collected on, with nodes for what only evening out made."""
+    proto = model.graph.to_stored_proto() if model.floats is None else model.floats
+    gates = {name: gate for name, gate in model.gates.items() if name in wanted}
+    if not gates:
+        return proto
+    twin = onnx.ModelProto()
+    twin.CopyFrom(proto)
+    twin.graph.node.extend(helper.make_node(g.op, [g.of], [name], **g.attrs) for name, g in gates.items())
+    return twin
 
 
 def observed_tensors(model: Model) -> dict[str, int | None]:
