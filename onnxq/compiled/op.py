@@ -32,6 +32,7 @@ TAKE, GROW = 0, 1  # what Python is asked for: to take in an array, or more rows
 FINE, BUSY, FAILED = 0, 1, 2  # `failed` of a header: busy until an array is counted, so that an exception leaves it so
 MOST_LANES = 1 << 16  # of an array with its channels last, and
 MOST_AT_ONCE = 1 << 18  # elements, as pages.py has them
+SCALED_AT_ONCE = 1 << 15  # for them to stay in the cache
 MOST_UNCARRIED = 512  # arrays in a total, besides those that Python adds
 
 
@@ -78,16 +79,22 @@ def product(numbers):
 
 
 @part
-def times(x, lanes, factors, channels, inner):  # the channels of an array, in blocks of lanes, times factors
-    made = np.empty(x.size, np.float32)
-    blocks = (channels + lanes - 1) // lanes
-    for b in range(x.size // (inner * lanes)):
-        for lane in range(lanes):
-            c = b % blocks * lanes + lane
-            factor = factors[c] if c < channels else np.float32(1)
-            for k in range(b * inner * lanes + lane, (b + 1) * inner * lanes, lanes):
-                made[k] = x[k] * factor
-    return made
+def scale(x, first, factors, made):  # blocks of channels, see Blocks, times factors (C,); `first` is the number of the first
+    blocks, rows, lanes = x.shape
+    of_all = (factors.size + lanes - 1) // lanes
+    row = np.ones(lanes, np.float32)
+    for b in range(blocks):
+        start = (first + b) % of_all * lanes
+        own = min(lanes, factors.size - start)
+        row[:own] = factors[start : start + own]
+        if lanes == 1:
+            factor = row[0]
+            for r in range(rows):
+                made[b, r, 0] = x[b, r, 0] * factor
+        else:
+            for r in range(rows):
+                for lane in range(lanes):
+                    made[b, r, lane] = x[b, r, lane] * row[lane]
 
 
 @part
@@ -138,26 +145,30 @@ def take(values, dims, lanes, header, records, place):  # whether the array was 
             count, inner, width = 1, values.size // channels, channels
     if channels != record.channels or width > MOST_LANES:
         return False
+    most = MOST_AT_ONCE
     if record.factors:
         number = 0 if dims.size < 2 else record.blocked if record.blocked else dims[1]
-        if number != record.number:
+        if number != record.number or (record.by_channel and record.axis % dims.size != 1):
             return False
-        factors = carray(at_float32(record.factors), (number,))
-        values = times(values, lanes if record.blocked else 1, factors, number, product(dims[2:]))
+        if not record.by_channel:
+            inner, width = product(dims[2:]), lanes if record.blocked else 1
+            count = values.size // (inner * width)
+        most = SCALED_AT_ONCE
+    factors = carray(at_float32(record.factors), (record.number,))
     block = inner * width
-    together, rows = MOST_AT_ONCE // block, max(1, MOST_AT_ONCE // width)
-    if together:
-        for k in range(0, count, together):
-            number = min(together, count - k)
-            x = values[k * block : (k + number) * block].reshape(number, inner, width)
-            add_in(x, k, k == 0, header, records, place)
-    else:
-        for k in range(count):
-            for row in range(0, inner, rows):
-                number = min(rows, inner - row)
-                start = k * block + row * width
-                x = values[start : start + number * width].reshape(1, number, width)
-                add_in(x, k, k == 0 and row == 0, header, records, place)
+    together, rows = max(1, most // block), min(inner, max(1, most // width))
+    made = np.empty(together * rows * width if record.factors else 0, np.float32)
+    for k in range(0, count, together):
+        number = min(together, count - k)
+        for row in range(0, inner, rows):
+            some = min(rows, inner - row)
+            start = k * block + row * width
+            x = values[start : start + number * some * width].reshape(number, some, width)
+            if record.factors:
+                scaled = made[: x.size]
+                scale(x, k, factors, scaled.reshape(x.shape))
+                x = scaled.reshape(x.shape) if record.by_channel else scaled.reshape(1, x.size, 1)
+            add_in(x, k, k == 0 and row == 0, header, records, place)
     if header.failed != FAILED:
         records[place].size = size
     return True
