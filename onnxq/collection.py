@@ -213,6 +213,8 @@ class _Keeper:
         self.found.skipped.update(left_out)
         self._begun = self.found.feeds.keys() - self._known.keys()
         self._done_before = len(self.found.feeds) + len(self.found.skipped)
+        if self._done_before:
+            self.show()
 
     def unread(self, items: Iterable[Indexed]) -> Iterator[Indexed]:
         """The samples that are not done. Raises CalibrationError where the data is not what a checkpoint is of."""

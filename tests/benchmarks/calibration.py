@@ -122,7 +122,8 @@ def run_onnxq(model: onnx.ModelProto, feeds: Sequence[dict[str, np.ndarray]], th
     first, peak = calibrate(), peak_memory()
     whole = calibrate()
     start = max(len(feeds) // 4, min(done))
-    running = (done[len(feeds)] - done[start]) / (len(feeds) - start) * len(feeds)
+    left = len(feeds) - start
+    running = (done[len(feeds)] - done[start]) / left * len(feeds) if left else float("nan")
     return Found(first, whole, sum(taken), running, peak)
 
 
