@@ -23,7 +23,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxq import runtime
+from onnxq import memory, runtime
 from onnxq.calibration import Calibration
 from onnxq.collector import Axes, Collector, Job, Nonfinite, computed, watched
 from onnxq.data import Sample
@@ -104,6 +104,7 @@ def collect(
         groups = grouped(proto, axes, scaled, first, how.memory_limit // lanes)
         how = how if len(groups) == 1 else replace(how, begun=None)
     left_out = dict(how.left_out)
+    memory.give_back()  # of the sessions before
     while True:
         found, again = Calibration(source_hash=how.source_hash), False
         for k, group in enumerate(groups):

@@ -81,6 +81,7 @@ def _seen(start: Model, axes: Axes, among: Iterable[str]) -> Calibration | None:
         few = few_of(start.samples, progress)
         told = None if progress is None else lambda _, done, __: progress("first look", done, len(few))
         how = replace(how, checkpoint=None, executor=None, progress=told, cones=start.cones)
+        start.graph.release()
         found = collect(start.floats, axes, few, how, total=start.samples.length, among=among)
     except CalibrationError:
         if how.on_nonfinite == "skip":

@@ -259,6 +259,10 @@ class Graph:
             self._store.release()
         return proto
 
+    def release(self) -> None:
+        """Let go of the memory of large weights that were read; they are read from the store again where they are needed."""
+        self._store.release()
+
     def kept(self, values: np.ndarray) -> np.ndarray:
         """The array as it is on disk from now on, if it is large, so that it is in memory only while it is read."""
         return self._store.keep(values)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
 import struct
 import time
@@ -18,7 +19,7 @@ import onnx.parser
 import pytest
 
 import onnxq.collection
-from onnxq import executors
+from onnxq import executors, memory
 from onnxq.calibration import Calibration, merged
 from onnxq.collection import Collecting, collect, grouped
 from onnxq.collector import Collector
@@ -406,3 +407,16 @@ def test_a_cluster_that_is_not_there_is_said() -> None:
     pytest.importorskip("distributed", reason="distributed is not installed")
     with pytest.raises(RecipeError, match=r"there is no Dask scheduler at nonsense"), executors.dask("nonsense"):
         pass
+
+
+def test_memory_that_was_freed_is_given_back_where_the_c_library_can() -> None:
+    """On glibc: blocks below the size that is mapped apart stay in the process when they are freed."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("this C library has no malloc_trim")
+    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1])  # noqa: E731
+    blocks = [b"x" * (60_000 + k) for k in range(2_000)]
+    keep, full = blocks[-1], resident()
+    del blocks
+    memory.give_back()
+    assert resident() < full - 100_000_000 // 4096
+    assert keep

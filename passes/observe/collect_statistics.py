@@ -63,6 +63,7 @@ class CollectStatistics(Pass):
             ]
         try:
             scaled = {n: model.scaled[n] for n in wanted if n in model.scaled}
+            model.graph.release()
             found = collect(_with_gates(model, wanted), missing, samples, how, total=total, scaled=scaled, among=wanted)
         except BaseException as stop:
             if given is not None:
