@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from onnxq.audit import owner
 from onnxq.exposure import BLOCKED, lanes
 from onnxq.graph import Graph
-from onnxq.runtime import Kernel, kernel_times
+from onnxq.timing import Kernel, kernel_times
 
 BETWEEN = ("QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput")  # what stands between regions
 Maker = Callable[[int], tuple[onnx.ModelProto, Mapping[str, np.ndarray]]]  # of a size: one op, and what it reads

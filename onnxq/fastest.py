@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxq import costs, runtime
+from onnxq import costs, runtime, timing
 from onnxq.graph import Graph, Variable, is_float32
 from onnxq.latency import ratio_interval
 from onnxq.model import Model, State
@@ -123,7 +123,7 @@ def _ratio(one: Loadable, other: Loadable, feed: Feed, threads: int) -> tuple[fl
     found: list[tuple[float, float, float]] = []
     while len(found) < SESSIONS:
         sessions = [runtime.Session(m, threads=threads, config=runtime.TAKING_TURNS) for m in (one, other)]
-        time_for = partial(runtime.time_paired, [partial(s.run, feed) for s in sessions], least=5)
+        time_for = partial(timing.time_paired, [partial(s.run, feed) for s in sessions], least=5)
         times = time_for(seconds=SECONDS / SESSIONS)
         if np.median(times) > SHORT:
             return ratio_interval(*time_for(seconds=SECONDS).T)
@@ -136,7 +136,7 @@ def _worth_it(
     best: Built, alike: Built, reference: Graph, feed: Feed, shapes: Mapping[str, tuple[int, ...]], threads: int
 ) -> set[str]:
     """The nodes whose kernels say that integers pay."""
-    measured = runtime.kernel_times([best.proto, alike.proto], feed, threads=threads)
+    measured = timing.kernel_times([best.proto, alike.proto], feed, threads=threads)
     integer, floats = (costs.by_node(kernels, reference) for kernels in measured)
     planned, target = set(best.model.planned), best.model.target
     return cheapest(reference, planned, integer, floats, shapes, costs.prices(threads), target.absorbed)

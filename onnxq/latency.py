@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxq import runtime
+from onnxq import runtime, timing
 from onnxq.runtime import Session
 from onnxq.source import size_in_memory
 
@@ -38,7 +38,7 @@ class Latency:
     control: tuple[float, float, float]
     provider: str = runtime.CPU
     batch: int | None = None
-    warm_up: int = runtime.WARM_UP
+    warm_up: int = timing.WARM_UP
 
     @property
     def float_p50(self) -> float:
@@ -64,7 +64,7 @@ def latencies(
     *,
     threads: Sequence[int],
     providers: Sequence[str] = (runtime.CPU,),
-    warm_up: int = runtime.WARM_UP,
+    warm_up: int = timing.WARM_UP,
     seconds: float = SECONDS,
     seed: int = 0,
     progress: Callable[[str, int, int | None], None] | None = None,
@@ -93,7 +93,7 @@ def _times(
     make = partial(Session, threads=threads, provider=provider, config=runtime.TAKING_TURNS)
     sessions = [make(m) for m in models]
     sessions.insert(1, make(models[0]) if again else sessions[0])
-    return runtime.time_paired([lambda s=s: s.run(feed) for s in sessions], **how)
+    return timing.time_paired([lambda s=s: s.run(feed) for s in sessions], **how)
 
 
 def _summary(times: np.ndarray, **settings: Any) -> Latency:

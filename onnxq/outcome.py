@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxq import audit, runtime, validation
+from onnxq import audit, machine, runtime, validation
 from onnxq.data import Samples
 from onnxq.errors import ModelError
 from onnxq.latency import latencies
@@ -49,7 +49,7 @@ def report_on(
         target=model.target.name,
         observer=recipe.observer if recipe.mode == "static" else "of each run",
         samples=calibration.samples if recipe.mode == "static" else 0,
-        machine=runtime.machine(),
+        machine=machine.facts(),
         passes=records,
         ledger=model.ledger,
         coverage=audit.coverage(model.ledger, macs),
@@ -102,7 +102,7 @@ def _notes_on_target(model: Model, provider: str) -> list[str]:
         notes.append(f"Not run on {placed.provider}{why}; what is compared and timed is on {provider}.")
     if not placed.audited and placed.compute:
         notes.append(f"Placed for {placed.name} by its rules; which kernels it has for each node is not read back.")
-    if placed.audited and not placed.saturates and runtime.u8s8_saturates() and not placed.simulated and placed.compute:
+    if placed.audited and not placed.saturates and machine.u8s8_saturates() and not placed.simulated and placed.compute:
         notes.append(f"The kernels of this machine saturate, those of {placed.name} do not: accuracy there is as emulated.")
     return notes
 

@@ -97,7 +97,7 @@ def prepare(
         if recalibrate:
             tensors = graph.tensors()
             model.trained = {n: q for n, q in model.trained.items() if isinstance(tensors.get(n), Constant)}
-        original = graph.to_stored_proto() if any(r.rewrites for r in recovered) else given
+        original = graph.to_stored_proto()
         session = Session(original, threads=threads)
         digest = hashing.result()
     if collected is not None and collected.source_hash != digest:

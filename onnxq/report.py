@@ -211,7 +211,7 @@ def speed_sentence(latency: Latency) -> str:
 
 
 def machine_sentence(machine: dict[str, Any]) -> str:
-    """What latencies depend on, of `runtime.machine()`."""
+    """What latencies depend on, of `machine.facts()`."""
     features = ", ".join(machine["features"]) or "no feature for int8 known"
     saturates = "; u8 x s8 products saturate" if machine["u8s8_saturates"] else ""
     return (

@@ -1,20 +1,15 @@
-"""The one door to onnxruntime: sessions, what the runtime makes of a graph, paired timing, the machine."""
+"""The one door to onnxruntime: sessions, and what the runtime makes of a graph."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import math
-import os
-import platform
 import re
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +25,8 @@ from onnxq.store import WeightStore, stored
 
 Feed = Mapping[str, Value]
 CPU = providers.CPU
+VERSION = ort.__version__
 THREADS_OF = {"OpenVINOExecutionProvider": "num_of_threads"}  # providers with threads of their own, and the option for them
-MOST_ROUNDS = 300  # that a profile is of
-WARM_UP = 2  # runs of each model before those that are timed
 CONTRIB = "com.microsoft"  # the domain of onnxruntime's own ops beyond ONNX
 LARGEST_IN_MEMORY = 1 << 24  # bytes of a model that is handed over as one message; protobuf refuses those of 2 GB
 SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ ")  # as in "/onnxruntime_src/onnxruntime/core/graph/graph.cc:1587 "
@@ -72,14 +66,18 @@ class Session:
         config: Mapping[str, str] | None = None,
         optimize: bool = True,
         fold: bool = True,
+        profile: Path | None = None,
     ) -> None:
         """Without `fold`, constants are computed at each run: weights behind a DequantizeLinear stay integers in memory.
 
+        Where a `profile` is given, a path that its file's begins with, each call of a kernel is noted; see `end_profile`.
         Raises ModelError where the model does not load, and RecipeError where the provider cannot be used on this machine.
         """
         options = _options(threads, config or {})
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         own = {THREADS_OF[provider]: str(threads)} if threads and provider in THREADS_OF else {}
         try:
             with _loadable(model, options) as source:
@@ -110,6 +108,10 @@ class Session:
             return self._outputs(wanted)
         except Exception as error:
             raise run_error(error, where) from error
+
+    def end_profile(self) -> Path:
+        """The file of the profile, which is whole now: a list of events as JSON."""
+        return Path(self._session.end_profiling())
 
 
 def run_error(error: BaseException, where: str) -> ModelError:
@@ -297,25 +299,6 @@ def exposed(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     return twin
 
 
-def sizes_of(proto: onnx.ModelProto, names: Iterable[str], feed: Feed) -> dict[str, float]:
-    """Bytes of each of these tensors when the model runs on this feed; inf where shape inference does not tell."""
-    twin = onnx.ModelProto()
-    twin.CopyFrom(proto)
-    for info in twin.graph.input:
-        given = feed.get(info.name)
-        if isinstance(given, np.ndarray):
-            kind = onnx.helper.np_dtype_to_tensor_dtype(given.dtype)
-            info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, given.shape))
-    inferred = onnx.shape_inference.infer_shapes(twin, data_prop=True).graph
-    found = dict.fromkeys(names, float("inf"))
-    for info in [*inferred.value_info, *inferred.output, *inferred.input]:
-        dims = info.type.tensor_type.shape.dim
-        if info.name in found and info.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            width = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type).itemsize
-            found[info.name] = float(width * np.prod([d.dim_value for d in dims], dtype=np.int64))
-    return found
-
-
 def optimized(model: onnx.ModelProto | str | Path, provider: str = CPU) -> onnx.ModelProto:
     """The graph that onnxruntime runs, at the EXTENDED level: integer nodes keep the name of their float node."""
     with optimized_in_folder(model, provider) as (proto, _):
@@ -395,128 +378,3 @@ def on_provider(model: onnx.ModelProto | str | Path, provider: str) -> tuple[int
             else:
                 left[node.op_type] = left.get(node.op_type, 0) + 1
     return taken, left
-
-
-def time_paired(
-    runs: Sequence[Callable[[], object]],
-    *,
-    seconds: float,
-    least: int = 10,
-    warm_up: int = WARM_UP,
-    progress: Callable[[float], None] | None = None,
-    seed: int = 0,
-) -> np.ndarray:
-    """Milliseconds (rounds, len(runs)) of the runs, interleaved: each round runs every one once, in random order.
-
-    At least `least` rounds and at most 1,000, as many as fit into `seconds`. Before these each runs `warm_up` times.
-    """
-    rng = np.random.default_rng(seed)
-    for run in runs:
-        for _ in range(warm_up):
-            run()
-    start, rows = time.perf_counter(), []
-    while len(rows) < least or (time.perf_counter() - start < seconds and len(rows) < 1000):
-        row = np.empty(len(runs))
-        for k in rng.permutation(len(runs)):
-            begin = time.perf_counter()
-            runs[k]()
-            row[k] = (time.perf_counter() - begin) * 1e3
-        rows.append(row)
-        if progress is not None:
-            progress(min(1.0, (time.perf_counter() - start) / max(seconds, 1e-9)))
-    return np.stack(rows)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A node that the runtime runs: its name, its op, and the microseconds of a call."""
-
-    name: str
-    op: str
-    micros: float
-
-
-def kernel_times(models: Sequence[onnx.ModelProto], feed: Feed, *, threads: int, seconds: float = 1.0) -> list[list[Kernel]]:
-    """The kernels of each model with the mean time of their faster calls; the models take turns, three times at least."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        sessions = []
-        for k, model in enumerate(models):
-            options = _options(threads, TAKING_TURNS)
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / str(k))
-            try:
-                with _loadable(model, options) as source:
-                    sessions.append(ort.InferenceSession(source, options, providers=[CPU]))
-            except Exception as error:
-                raise ModelError(f"onnxruntime cannot load the model: {first_line(error)}") from error
-        feeds = [{i.name: feed[i.name] for i in s.get_inputs() if i.name in feed} for s in sessions]
-        runs = [_Outputs(s) for s in sessions]
-        start, rounds = time.perf_counter(), 0
-        while rounds < MOST_ROUNDS and (rounds < 3 or time.perf_counter() - start < seconds):
-            for run, given in zip(runs, feeds, strict=True):
-                try:
-                    run(given)
-                except Exception as error:
-                    raise ModelError(f"onnxruntime cannot run the model on a sample: {first_line(error)}") from error
-            rounds += 1
-        return [_kernels(Path(s.end_profiling())) for s in sessions]
-
-
-def _kernels(path: Path) -> list[Kernel]:
-    """What a profile says. Its times are whole microseconds, so that of short kernels only a mean tells."""
-    calls: dict[tuple[str, str, str], list[float]] = {}
-    for event in json.loads(path.read_text()):
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            key = event["args"].get("node_index", ""), event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
-            calls.setdefault(key, []).append(event["dur"])
-    return [
-        Kernel(name, op, float(np.mean(np.sort(times)[: max(1, len(times) * 3 // 5)])))
-        for (_, name, op), times in calls.items()
-    ]
-
-
-@lru_cache(maxsize=1)
-def cpu_flags() -> frozenset[str]:
-    """The CPU's feature flags, as Linux names them; empty where the system does not tell."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return frozenset(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return frozenset()
-
-
-@lru_cache(maxsize=1)
-def cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def u8s8_saturates() -> bool:
-    """Whether u8 x s8 kernels of this machine add pairs of products in 16 bits: x86 without VNNI or AMX.
-
-    An x86 machine that does not tell its flags is taken to saturate.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
-        return False
-    return not cpu_flags() & {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"}
-
-
-def machine() -> dict[str, Any]:
-    """What figures depend on: CPU, the features that matter to int8, cores, versions."""
-    return {
-        "cpu": cpu_name(),
-        "features": sorted(cpu_flags() & {"avx2", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}),
-        "u8s8_saturates": u8s8_saturates(),
-        "cores": os.cpu_count(),
-        "onnxruntime": ort.__version__,
-        "onnx": onnx.__version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }

@@ -214,7 +214,7 @@ def _read(name: str) -> dict[str, Any]:
 
 def _saturates(rule: str) -> bool:
     if rule == "detect":
-        from onnxq import runtime
+        from onnxq import machine
 
-        return runtime.u8s8_saturates()
+        return machine.u8s8_saturates()
     return rule == "always"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxq import runtime
+from onnxq import machine, runtime, timing
 from onnxq.batches import batches, check_batches
 from onnxq.data import Sample, Samples, load_function, open_samples
 from onnxq.errors import DataError, RecipeError
@@ -278,7 +278,7 @@ def validate(
     provider: str | Sequence[str] = runtime.CPU,
     threads: int | Sequence[int] = 0,
     batch: int | Sequence[int] | None = None,
-    warm_up: int = runtime.WARM_UP,
+    warm_up: int = timing.WARM_UP,
     seconds: float = SECONDS,
     seed: int = 0,
     custom_op_library: str | Path | Sequence[str | Path] | None = None,
@@ -333,7 +333,7 @@ def validate(
         float=other,
         float_bytes=float_model.size,
         quantized_bytes=candidate.size,
-        machine=runtime.machine(),
+        machine=machine.facts(),
         missed_gates=[*_drops(found, max_drop), *missed_gates(None, times[0], None, min_speedup)],
     )
 

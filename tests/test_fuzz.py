@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import onnxq
-from onnxq import runtime
+from onnxq import machine
 from onnxq.errors import ModelError, OnnxqError
 from onnxq.graph import Graph
 from onnxq.runtime import EMULATED, Session, evaluate
@@ -24,7 +24,7 @@ from tests import tiny
 from tests.random_graphs import random_model
 
 SEEDS, STEPS = st.integers(0, 2**40), st.integers(1, 24)
-KERNELS = 0.05 if runtime.u8s8_saturates() else 0.02  # of the largest element: what kernels may differ from emulation
+KERNELS = 0.05 if machine.u8s8_saturates() else 0.02  # of the largest element: what kernels may differ from emulation
 LENIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 RECIPE = """schema = 1
 target = "cpu"

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq import cli, latency, providers, runtime, validation
+from onnxq import cli, latency, machine, providers, runtime, timing, validation
 from onnxq.batches import batches, check_batches
 from onnxq.data import Sample
 from onnxq.errors import DataError, ModelError, RecipeError
@@ -67,12 +67,12 @@ def samples(*arrays: np.ndarray) -> list[Sample]:
 
 def test_each_model_runs_as_often_as_asked_before_it_is_timed() -> None:
     order: list[int] = []
-    times = runtime.time_paired([lambda k=k: order.append(k) for k in range(2)], seconds=0.0, warm_up=5)
+    times = timing.time_paired([lambda k=k: order.append(k) for k in range(2)], seconds=0.0, warm_up=5)
     assert order[:10] == [0] * 5 + [1] * 5
     assert len(order) == 10 + times.size
     order.clear()
     shares: list[float] = []
-    times = runtime.time_paired([lambda: order.append(0)], seconds=0.0, warm_up=0, progress=shares.append)
+    times = timing.time_paired([lambda: order.append(0)], seconds=0.0, warm_up=0, progress=shares.append)
     assert len(order) == len(times) == len(shares) == 10
 
 
@@ -84,7 +84,7 @@ def test_percentiles_are_those_of_the_times(monkeypatch: pytest.MonkeyPatch) -> 
         asked.update(how)
         return times
 
-    monkeypatch.setattr(runtime, "time_paired", timed)
+    monkeypatch.setattr(timing, "time_paired", timed)
     feeds: dict[int | None, dict[str, np.ndarray]] = {2: {"x": X[:2]}}
     (found,) = latencies([tiny.model()] * 2, feeds, threads=[1], warm_up=7, seconds=0.5, seed=3)
     assert (found.float_p50, found.float_p90, found.float_p99) == pytest.approx((102.0, 182.0, 200.0))
@@ -310,7 +310,7 @@ def test_the_command_prints_one_table_of_latencies(
     for name in ("float_median", "float_p50", "float_p90", "float_p99", "quantized_p99", "speedup", "control", "verdict"):
         assert name in plain["latency"]
     assert (plain["latency"]["warm_up"], plain["latency"]["rounds"]) == (1, 10)
-    assert plain["machine"]["cpu"] == runtime.cpu_name()
+    assert plain["machine"]["cpu"] == machine.cpu_name()
     assert plain["accuracies"][1]["metric"] == "top1"
 
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import onnxq
-from onnxq import costs, fastest, runtime
+from onnxq import costs, fastest, runtime, timing
 from onnxq.costs import Price, Prices
 from onnxq.data import open_samples
 from onnxq.graph import Graph
 from onnxq.model import Reason, State
 from onnxq.placement import cheapest
-from onnxq.runtime import Kernel
+from onnxq.timing import Kernel
 
 PRICES = Prices(quantize=Price(3, 0.5), dequantize=Price(2, 0.25), layout=Price(1, 1))
 ABSORBED = frozenset({"Relu"})
@@ -190,7 +190,7 @@ def test_models_that_take_little_time_are_loaded_several_times(
         slower = 1.0 + 0.1 * len(made)
         return np.tile([milliseconds * slower, milliseconds], (20, 1))
 
-    monkeypatch.setattr(runtime, "time_paired", timed)
+    monkeypatch.setattr(timing, "time_paired", timed)
     ratio, low, high = fastest._ratio(shipped[0], shipped[0], {}, 1)
     assert len(made) == (3 if sessions == 3 else 2)  # the longer ones first for a part of the time
     assert (ratio, low, high) == pytest.approx((1.2, 1.1, 1.3) if sessions == 3 else (1.2, 1.2, 1.2))
@@ -239,7 +239,7 @@ def test_a_profile_that_cannot_be_read_leaves_what_is_there(
     def unreadable(path: Path) -> list[Kernel]:
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(runtime, "_kernels", unreadable)
+    monkeypatch.setattr(timing, "_kernels", unreadable)
     report = onnxq.quantize(*shipped, max_samples=8, validate=False)
     assert report.integer_share == 1
     assert any("were not timed" in note for note in report.notes)

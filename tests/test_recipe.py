@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxq import runtime, target
+from onnxq import machine, target
 from onnxq.errors import RecipeError
 from onnxq.numerics import QuantType
 from onnxq.recipe import Recipe, load
@@ -67,12 +67,12 @@ def test_targets_are_read_from_their_files() -> None:
 
 def test_host_is_cpu_for_this_machine() -> None:
     cpu, host = target.load("cpu"), target.load("host")
-    assert host.saturates == runtime.u8s8_saturates()
+    assert host.saturates == machine.u8s8_saturates()
     assert (host.compute, host.region, host.pass_through) == (cpu.compute, cpu.region, cpu.pass_through)
 
 
 @pytest.mark.parametrize(
-    ("machine", "flags", "saturates"),
+    ("architecture", "flags", "saturates"),
     [
         ("x86_64", {"avx2"}, True),
         ("x86_64", {"avx2", "avx512bw"}, True),
@@ -84,8 +84,8 @@ def test_host_is_cpu_for_this_machine() -> None:
     ],
 )
 def test_saturation_follows_from_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, machine: str, flags: set[str], saturates: bool
+    monkeypatch: pytest.MonkeyPatch, architecture: str, flags: set[str], saturates: bool
 ) -> None:
-    monkeypatch.setattr(runtime.platform, "machine", lambda: machine)
-    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset(flags))
-    assert runtime.u8s8_saturates() is saturates
+    monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
+    assert machine.u8s8_saturates() is saturates

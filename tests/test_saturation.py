@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as hnp
 
 import onnxq
 from onnxq.graph import Graph
+from onnxq.machine import u8s8_saturates
 from onnxq.rows import rows_of_weight, sample_rows
-from onnxq.runtime import EMULATED, Session, u8s8_saturates
+from onnxq.runtime import EMULATED, Session
 from onnxq.saturation import can_saturate, excess, excess_numpy
 
 CODES = st.integers(-128, 127)
@@ -67,7 +68,8 @@ def test_rows_times_weight_is_the_convolution(shape: tuple, weight: tuple, attri
 
 CHILD = """
 import sys, numpy as np
-from onnxq.runtime import Session, u8s8_saturates
+from onnxq.machine import u8s8_saturates
+from onnxq.runtime import Session
 data = np.load(sys.argv[2])
 run = Session(sys.argv[1], threads=1)
 np.save(sys.argv[3], np.concatenate([run.run({"image": x[None]})["logits"] for x in data["image"][:20]]))

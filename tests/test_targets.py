@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import onnxq
-from onnxq import cli, providers, runtime, target
+from onnxq import cli, machine, providers, runtime, target
 from onnxq.errors import RecipeError
 
 MODELS = tomllib.loads((Path(__file__).parent.parent / "models" / "models.toml").read_text())
@@ -221,7 +221,7 @@ def test_a_report_says_that_the_provider_is_not_here() -> None:
 def test_a_report_says_that_the_kernels_meant_saturate_less_than_those_here(
     here: bool, notes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "u8s8_saturates", lambda: here)
+    monkeypatch.setattr(machine, "u8s8_saturates", lambda: here)
     report = onnxq.quantize(block(), feeds(), target="cpu-vnni", validate=False)
     assert len([n for n in report.notes if n.startswith("The kernels of this machine saturate")]) == notes
 

@@ -9,7 +9,7 @@ import onnx.parser
 import pytest
 
 import onnxq
-from onnxq import runtime
+from onnxq import timing
 from onnxq.audit import coverage, multiply_accumulates
 from onnxq.data import Sample
 from onnxq.errors import DataError, ModelError, RecipeError
@@ -90,7 +90,7 @@ def test_faster_and_slower_mean_beyond_the_control(speedup: tuple[float, float, 
 
 def test_runs_are_timed_interleaved() -> None:
     order: list[int] = []
-    times = runtime.time_paired([lambda k=k: order.append(k) for k in range(3)], seconds=0.0)
+    times = timing.time_paired([lambda k=k: order.append(k) for k in range(3)], seconds=0.0)
     assert times.shape == (10, 3)
     rounds = np.array(order[6:]).reshape(10, 3)
     assert (np.sort(rounds, 1) == [0, 1, 2]).all()

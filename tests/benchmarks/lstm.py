@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxq
-from onnxq.runtime import Session, time_paired
+from onnxq.runtime import Session
+from onnxq.timing import time_paired
 
 SIZES = ((32, 28, 1), (64, 50, 1), (128, 50, 1), (128, 50, 8), (256, 50, 1), (512, 30, 1), (512, 30, 16))
 
