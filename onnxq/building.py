@@ -37,7 +37,7 @@ def equalize(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord
     if any(r.rewrites for r in records):
         start.reference = start.graph.copy()
         known = dict(start.cones)  # a tensor that kept its name kept its values
-        known |= {name: cone_of_scaled(start.cones[s.of], s.factors) for name, s in start.scaled.items()}
+        known |= {name: cone_of_scaled(start.cones[s.of], s.divisors) for name, s in start.scaled.items()}
         new = cones_of(start.graph.to_stored_proto(), known)
         start.evened_out = frozenset(new.keys() - start.cones.keys())
         start.cones = {**new, **start.cones}
@@ -63,7 +63,6 @@ def build(prepared: Prepared, recipe: Recipe) -> tuple[Model, list[PassRecord]]:
         return make(prepared, other, recipe)
 
     best = make(prepared, start, recipe)
-    start.collecting.graphs.clear()
     if not any(node.bodies for node in start.graph.nodes):  # else it is not known yet what there is to match
         _check_overrides(recipe, start)
     probes = start.calibration.probes if start.calibration is not None else []

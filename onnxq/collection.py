@@ -80,15 +80,17 @@ class Collecting:
 def collect(
     proto: onnx.ModelProto,
     axes: Axes,
-    samples: Iterable[Sample] | Mapping[int, Sample],
+    samples: Iterable[Sample],
     how: Collecting | None = None,
     *,
+    numbers: Iterable[int] | None = None,
     total: int | None = None,
     scaled: Mapping[str, Scaled] | None = None,
     among: Iterable[str] = (),
 ) -> Calibration:
-    """Sketches of the tensors over the samples, by their order or by number; those of `scaled` are no tensors of the model.
+    """Sketches of the tensors over the samples; those that `scaled` tells of are no tensors of the model.
 
+    `numbers` are those of the samples in the data, where they are not all of it, in its order; `total` is how many it has.
     `among` are all tensors of it that are sketched at one time or another: so the runtime optimizes it the same each time.
     Raises CalibrationError, with tensor and sample, at the first NaN or infinity, unless `how` says otherwise. An error or
     an interrupt carries what was collected until then as its attribute `partial`.
@@ -101,8 +103,7 @@ def collect(
     holds = False
     if how.memory_limit is not None and watched(proto, axes, scaled, together, threads, how.graphs) is None:
         holds = True
-        _, first = next(iter(_numbered(samples)))
-        groups = grouped(proto, axes, scaled, first, how.memory_limit // lanes)
+        groups = grouped(proto, axes, scaled, next(iter(samples)), how.memory_limit // lanes)
         how = how if len(groups) == 1 else replace(how, begun=None)
     left_out = dict(how.left_out)
     memory.give_back()  # of the sessions before
@@ -110,7 +111,11 @@ def collect(
         found, again = Calibration(source_hash=how.source_hash), False
         for k, group in enumerate(groups):
             try:
-                part = _read(proto, group, together, scaled, samples, how, total, left_out, lanes, holds=holds)
+                items = enumerate(samples) if numbers is None else zip(numbers, samples, strict=True)
+                part = _read(proto, group, together, scaled, items, how, total, left_out, lanes, holds=holds)
+            except _Changed:
+                how, again = replace(how, begun=None), True
+                break
             except BaseException as stop:
                 if len(groups) > 1:
                     stop.partial = None  # type: ignore[attr-defined]  # it lacks tensors of other groups
@@ -130,10 +135,6 @@ def collect(
         found.notes.append(f"{len(found.skipped)} samples were left out, the first for {found.skipped[min(found.skipped)]}")
     found.versions = {k: v for k, v in machine.facts().items() if k in ("onnxruntime", "features")}
     return found
-
-
-def _numbered(samples: Iterable[Sample] | Mapping[int, Sample]) -> Iterable[Indexed]:
-    return samples.items() if isinstance(samples, Mapping) else enumerate(samples)  # type: ignore[return-value]
 
 
 def lanes_here(threads: int, total: int | None) -> tuple[int, int]:
@@ -182,7 +183,7 @@ def _read(
     axes: Axes,
     together: Iterable[str],
     scaled: Mapping[str, Scaled],
-    samples: Iterable[Sample] | Mapping[int, Sample],
+    items: Iterable[Indexed],
     how: Collecting,
     total: int | None,
     left_out: dict[int, str],
@@ -199,8 +200,9 @@ def _read(
     apart = {name: scaled[name] for name in axes if name in scaled}
     job = Job(digest, dict(axes), tuple(together), public, how.threads, how.on_nonfinite, libraries, apart, holds)
     keeper = _Keeper(job, how, total, left_out)
-    todo = keeper.unread((k, sample) for k, sample in _numbered(samples) if k not in left_out)
+    todo = keeper.unread((k, sample) for k, sample in items if k not in left_out)
     try:
+        keeper.show()
         if how.executor is None:
             _run_here(job, proto, todo, keeper, lanes, how.graphs)
         else:
@@ -211,6 +213,10 @@ def _read(
         raise
     keeper.save()  # so that what comes after can be gone on with as well
     return keeper.found
+
+
+class _Changed(Exception):
+    """The data is not what it was when a part of it was collected: a source may give it in another order each time."""
 
 
 class _Keeper:
@@ -232,23 +238,29 @@ class _Keeper:
         elif how.begun is not None:
             self.found.absorb(how.begun)
         self.found.skipped.update(left_out)
-        self._begun = self.found.feeds.keys() - self._known.keys()
+        self._begun = {k: d for k, d in self.found.feeds.items() if k not in self._known}
         self._done_before = len(self.found.feeds) + len(self.found.skipped)
-        if self._done_before:
-            self.show()
 
     def unread(self, items: Iterable[Indexed]) -> Iterator[Indexed]:
-        """The samples that are not done. Raises CalibrationError where the data is not what a checkpoint is of."""
+        """The samples that are not done.
+
+        Raises CalibrationError where the data is not what a checkpoint is of, _Changed where it is not what was begun with.
+        """
         seen = set()
         for index, sample in items:
             seen.add(index)
             known = self._known.get(index)
-            if known is None and index not in self.found.skipped and index not in self._begun:
+            if index in self._begun:
+                if self._begun[index] != hash_of_feed(sample.feed):
+                    raise _Changed
+            elif known is None and index not in self.found.skipped:
                 yield index, sample
             elif known is not None and known != hash_of_feed(sample.feed):
                 raise CalibrationError(
                     f"{sample.where} is not what it was when {self._path} was written; remove that file to start over"
                 )
+        if not self._begun.keys() <= seen:
+            raise _Changed
         if not self._known.keys() <= seen:
             raise CalibrationError(
                 f"{self._path} holds {len(self._known.keys() - seen)} samples that the data does not have now; "
@@ -301,7 +313,7 @@ def _run_here(
         done, parts[:] = parts[:], [collector.part() for _ in range(lanes)]  # first, for an interrupt not to add them twice
         for part in done:
             if not part.is_broken:
-                keeper.found.absorb(part.found)
+                keeper.found.absorb(part.settled())
 
     done = 0
     with _young_garbage_only(), ThreadPoolExecutor(lanes, "onnxq-lane") as pool:
@@ -434,4 +446,4 @@ def observe_shard(job: Job, content: bytes | None, items: list[Indexed]) -> Cali
     part = collector.part()
     for index, sample in items:
         collector.add(index, sample, part)
-    return part.found
+    return part.settled()

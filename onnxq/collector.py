@@ -53,16 +53,15 @@ def computed(names: Iterable[str], scaled: Mapping[str, Scaled]) -> list[str]:
 class Part:
     """What one thread collects of a job. It is broken where a sample was neither counted whole nor taken away whole."""
 
-    counted: Calibration  # but for what the tally holds
+    found: Calibration  # but for what the tally has not told yet
     tally: Tally | None = None
     is_broken: bool = False
 
-    @property
-    def found(self) -> Calibration:
-        """All that is collected, for whoever reads it."""
+    def settled(self) -> Calibration:
+        """All that is collected."""
         if self.tally is not None:
             self.tally.settle()
-        return self.counted
+        return self.found
 
 
 class Collector:
@@ -103,7 +102,7 @@ class Collector:
         if not spoilt or self.job.on_nonfinite == "ignore":
             counted.take(index)
             energy = _energy(counted.outputs, self.job.public)
-            part.counted.keep_feed(index, sample.feed, hash_of_feed(sample.feed), energy)
+            part.found.keep_feed(index, sample.feed, hash_of_feed(sample.feed), energy)
             part.is_broken = was_broken
             return
         first = min(spoilt, key=list(self.job.axes).index)
@@ -119,7 +118,7 @@ class Collector:
                 f"{why}, and the sample cannot be left out: a second run of the model on it gave other values than the "
                 "first, or failed; remove that sample from the data"
             )
-        part.counted.skipped[index] = why
+        part.found.skipped[index] = why
 
 
 def watched(
@@ -150,7 +149,7 @@ class _Held:
 
     def __init__(self, job: Job, part: Part, values: Mapping[str, Any], sample: Sample) -> None:
         self.outputs, self.flaw, self._where, self._counts = values, "", sample.where, False
-        self._sketches = part.counted.sketches
+        self._sketches = part.found.sketches
         self._arrays: dict[str, np.ndarray | Blocks] = {}
         self._looks: dict[str, Look] = {}
         for name, sketch in self._sketches.items():

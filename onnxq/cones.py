@@ -18,7 +18,7 @@ from onnxq.store import content_of
 
 
 def cone_of_scaled(cone: str, factors: Sequence[float]) -> str:
-    """The cone of a tensor of this cone with its channels times factors, however that is done."""
+    """The cone of a tensor of this cone with its channels divided by factors, however that is done."""
     return _hash("scaled", cone, *(float(factor).hex() for factor in factors))
 
 

@@ -38,6 +38,11 @@ class Scaled:
     of: str
     factors: tuple[float, ...]
 
+    @property
+    def divisors(self) -> tuple[float, ...]:
+        """What the other one's channels are divided by."""
+        return tuple(1 / factor for factor in self.factors)
+
     def value(self, other: np.ndarray | Blocks) -> np.ndarray | Blocks:
         """It, where the other one is this."""
         factors = np.array(self.factors, np.float32)

@@ -82,7 +82,9 @@ def _seen(start: Model, axes: Axes, among: Iterable[str]) -> Calibration | None:
         told = None if progress is None else lambda _, done, __: progress("first look", done, len(few))
         how = replace(how, checkpoint=None, executor=None, progress=told, cones=start.cones)
         start.graph.release()
-        found = collect(start.floats, axes, few, how, total=start.samples.length, among=among)
+        found = collect(
+            start.floats, axes, few.values(), how, numbers=few, total=start.samples.length, among=among
+        )  # fmt: skip
     except CalibrationError:
         if how.on_nonfinite == "skip":
             return None

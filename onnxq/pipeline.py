@@ -191,7 +191,6 @@ def calibrate(
     except KeyboardInterrupt as stop:
         _say_what_is_kept(stop, how, out, first_look)
         raise
-    placed.collecting.graphs.clear()
     assert placed.calibration is not None
     placed.calibration.first_look = first_look
     if out is not None:

@@ -110,7 +110,7 @@ class Tally:
     def take(self, index: int, spoilt: Collection[int]) -> None:
         """Take what was counted into the sketches, as sample number `index`, but for the spoilt readings.
 
-        They are told of its extremes in `settle`, as this is done while the next sample waits.
+        They are told of its extremes later, of those of many samples at once; see `settle`.
         """
         self._records["size"][list(spoilt)] = 0
         kernels.widen_by(self._records)

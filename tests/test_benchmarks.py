@@ -6,6 +6,8 @@ import pytest
 
 from tests.benchmarks.calibration import in_process
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("count", [8, 40])
 def test_onnxq_is_measured(count: int) -> None:

@@ -147,8 +147,8 @@ def take(values, dims, lanes, header, records, place):  # whether the array was 
         return False
     most = MOST_AT_ONCE
     if record.factors:
-        number = 0 if dims.size < 2 else record.blocked if record.blocked else dims[1]
-        if number != record.number or (record.by_channel and record.axis % dims.size != 1):
+        owned = 0 if dims.size < 2 else record.blocked if record.blocked else dims[1]
+        if owned != record.number or (record.by_channel and record.axis % dims.size != 1):
             return False
         if not record.by_channel:
             inner, width = product(dims[2:]), lanes if record.blocked else 1

@@ -48,8 +48,8 @@ class CollectStatistics(Pass):
             return 0
         how = replace(model.collecting, cones=model.cones, left_out={} if given is None else given.skipped)
         notes = []
-        if given is None and model.begun is not None and model.begun.axes == missing:
-            how = replace(how, begun=model.begun)
+        if given is None and model.begun is not None and model.begun.axes == missing and how.checkpoint is None:
+            how = replace(how, begun=model.begun)  # else the data must be the same each time
         if samples is None:
             if given is None or not missing.keys() <= model.evened_out:
                 raise CalibrationError(_how_to_collect(given, [name for name in missing if name not in model.evened_out]))
@@ -69,6 +69,8 @@ class CollectStatistics(Pass):
             if given is not None:
                 stop.partial = given  # type: ignore[attr-defined]  # without what it lacks now
             raise
+        finally:
+            how.graphs.clear()  # nobody runs this model again
         if given is None:
             model.calibration = found
         else:
