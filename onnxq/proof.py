@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxq import memory
 from onnxq.errors import ModelError, OutputError
 from onnxq.feeds import Feed
 from onnxq.files import write_whole
@@ -36,12 +35,10 @@ def prover(probes: Sequence[Feed], threads: int) -> Callable[[Model, Model], str
         names = dict.fromkeys([*public, *(n for n in _computed(before) if n in inside)])
         tolerance_of = lambda name: FLOAT_TOLERANCE if name in public else INNER_TOLERANCE  # noqa: E731
         try:
-            memory.give_back()  # what of the run has been freed, for the peak is here
             session = _exposing(before, names, threads)
             wanted = _results(session, probes)
             if after is not before:
                 del session  # one at a time, for the weights not to be there twice
-                memory.give_back()
                 session = _exposing(after, names, threads)
             for probe, expected, got in zip(probes, wanted, _results(session, probes), strict=True):
                 differ = [n for n in names if compare(expected[n], got[n], tolerance_of(n)) is not None]
