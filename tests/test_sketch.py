@@ -117,7 +117,9 @@ def test_a_run_of_one_value_overflows_no_table(value: float) -> None:
     assert by_channel.sum() == float(np.float32(value)) * by_channel.count
 
 
-@pytest.mark.parametrize("shape", [(1, 32, 40, 40), (3, 48, 7, 7), (1, 5, 61, 61), (2, 24, 33, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 32, 40, 40), (3, 48, 7, 7), (1, 5, 61, 61), (2, 24, 33, 1), (1, 16, 100, 101), (2, 40, 70, 70)]
+)
 @pytest.mark.parametrize("lanes", [8, 16, None])
 @pytest.mark.parametrize("axis", [1, None])
 def test_zeros_are_counted_wherever_they_are(shape: tuple[int, ...], lanes: int | None, axis: int | None) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from onnxq.compiled.vectors import WIDE, span_rows, span_some, squeeze, sum_rows, sum_some
+from onnxq.compiled.vectors import WIDE, span_count, span_rows, span_some, span_squeeze, squeeze, sum_rows, sum_some
 
-VECTORS = "87c5275bd287c0fa"  # XXH3 of vectors.py, for numba to compile anew when that changes
+VECTORS = "cd85b45f6b1aaf72"  # XXH3 of vectors.py, for numba to compile anew when that changes
 part = numba.njit(nogil=True)  # is compiled into the functions that call it, and not read from the cache by itself
 FIRST_KEY, LAST_KEY, NO_MAGNITUDE = -(1 << 31), (1 << 31) - 1, (1 << 32) - 1
 INFINITY = 0x7F800000
@@ -20,7 +20,7 @@ WIDTH = 47  # an element is a number of up to 2^47 units, so that the sum of MOS
 HIGHEST_UNIT = -126 - WIDTH  # of elements below 2^(e - 126), e being the exponent that the largest is written with
 MOST_ROWS = 1 << 15
 MOST_ADDITIONS = 8  # to a limb that is handed out
-MOST_IN_CACHE = 1 << 13  # elements, for the three things that are done with them
+MOST_IN_CACHE = 1 << 15  # elements, for the things that are done with them one after another
 MOST_LEVELS = 7  # of sums, each of elements' digits below the units of the one before it: 2^-149 is the last
 EXTENT = "int32[::1], int32[::1], int64[:,::1]"
 COUNTS = "uint16[:,::1], int64[::1], int16[::1], int64[:,::1], int64, int64"
@@ -76,27 +76,61 @@ def add_rest(x, sums, above, anchor):
 
 
 @part
+def count_bins(bins, tables, turn):
+    one, whole = np.uint16(1), bins.size // 8 * 8
+    for k in range(0, whole, 8):
+        for j in range(8):
+            tables[j, bins[k + j]] += one
+    for k in range(whole, bins.size):
+        tables[(k + turn) % 8, bins[k]] += one
+
+
+@part
+def count_zeros(number, tables, turn):
+    for j in range(8):
+        tables[j, 0] += np.uint16((number + (j + turn) % 8) // 8)
+
+
+@part
+def count_bits(bits, tables, turn):
+    one, half, whole = np.uint16(1), np.uint32(16), bits.size // 8 * 8
+    for k in range(0, whole, 8):
+        for j in range(8):
+            tables[j, bits[k + j] >> half] += one
+    for k in range(whole, bits.size):
+        tables[(k + turn) % 8, bits[k] >> half] += one
+
+
+@part
 def count(bits, tables, turn, few_zeros, bins):  # whether there are few zeros; without them, one addition an element
     number, whole = -1, bits.size // WIDE * WIDE
     if not few_zeros or turn % 8 == 0:
-        number = squeeze(bits.ctypes.data, whole, bins.ctypes.data)
-    one, half = np.uint16(1), np.uint32(16)
+        number = squeeze(bits.ctypes.data, whole // WIDE, bins.ctypes.data)
     if number < 0:
-        for k in range(0, whole, 8):
-            for j in range(8):
-                tables[j, bits[k + j] >> half] += one
-    else:
-        for k in range(0, number - 7, 8):
-            for j in range(8):
-                tables[j, bins[k + j]] += one
-        for k in range(number // 8 * 8, number):
-            tables[(k + turn) % 8, bins[k]] += one
-        for j in range(8):
-            tables[j, 0] += np.uint16((whole - number + (j + turn) % 8) // 8)
-        few_zeros = 4 * number > 3 * whole
-    for k in range(whole, bits.size):
-        tables[(k + turn) % 8, bits[k] >> half] += one
-    return few_zeros
+        count_bits(bits, tables, turn)
+        return few_zeros
+    count_bins(bins[:number], tables, turn)
+    count_zeros(whole - number, tables, turn)
+    count_bits(bits[whole:], tables, turn)
+    return 4 * number > 3 * whole
+
+
+@part
+def span_and_count(
+    bits, ends, tables, turn, few_zeros, bins, waiting, spare
+):  # of whole vectors; `waiting` bins are counted
+    number, counted = -1, 0
+    vectors, place, stride = bits.size // WIDE, tables.ctypes.data, tables.strides[0]
+    if not few_zeros or turn % 8 == 0:
+        number, counted = span_squeeze(
+            bits.ctypes.data, vectors, ends, spare.ctypes.data, bins.ctypes.data, waiting, place, stride
+        )
+    if number < 0:
+        span_count(bits.ctypes.data, vectors, ends, place, stride)
+        return few_zeros, number
+    count_bins(bins[counted:waiting], tables, turn)
+    count_zeros(bits.size - number, tables, turn)
+    return 4 * number > 3 * bits.size, number
 
 
 @part
@@ -302,11 +336,12 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
         together += together
     blocks, width = (channels + lanes - 1) // lanes, together * lanes
     room = (width + WIDE - 1) // WIDE * WIDE  # of vectors
-    step = together * max(32, MOST_IN_CACHE // width)  # rows that stay in the cache for the three things done with them
+    step = together * max(32, MOST_IN_CACHE // width)  # rows that stay in the cache
     step, bits = min(step, rows), x.view(np.uint32)
     least, most, near = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(WIDE, np.uint32)
     sums, lower, last = np.zeros(room, np.uint64), np.zeros(room, np.uint64), np.zeros(width, np.uint64)
-    bins = np.empty(step * lanes + WIDE, np.uint16)
+    bins, spare = np.empty(step * lanes + WIDE, np.uint16), np.empty(step * lanes + WIDE, np.uint16)
+    waiting = 0  # bins, of the block before, which are counted while there is something else to do
     rest, packed = np.empty(width), np.empty(step * lanes if channels % lanes else 0, np.uint32)
     uncarried, whole = np.zeros(blocks, np.int32), np.empty(lanes, np.uint64)
     few_zeros, turn = False, 0
@@ -319,19 +354,27 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
         for start in range(0, rows, step):
             end = min(rows, start + step)
             block, values = bits[b, start:end].reshape(-1), x[b, start:end].reshape(-1)
-            if own == lanes:
-                few_zeros = count(block, tables, turn, few_zeros, bins)
+            number, source = block.size // width, block.ctypes.data  # of rows of vectors
+            odd = number * width
+            is_spanned = own == lanes and width == WIDE
+            if is_spanned:
+                ends = (least.ctypes.data, most.ctypes.data, near.ctypes.data)
+                few_zeros, found = span_and_count(block[:odd], ends, tables, turn, few_zeros, bins, waiting, spare)
+                if found >= 0:
+                    bins, spare, waiting = spare, bins, found
+                count_bits(block[odd:], tables, turn)
+            elif own == lanes:
+                few_zeros = count(block, tables, turn, few_zeros, spare)
             else:
                 k = 0
                 for r in range(start, end):
                     for c in range(own):
                         packed[k] = bits[b, r, c]
                         k += 1
-                few_zeros = count(packed[:k], tables, turn, few_zeros, bins)
+                few_zeros = count(packed[:k], tables, turn, few_zeros, spare)
             turn += 1
-            number, source = block.size // width, block.ctypes.data  # of rows of vectors
-            odd = number * width
-            span_vectors(source, number, width, least, most, near)
+            if not is_spanned:
+                span_vectors(source, number, width, least, most, near)
             near[0] = min(near[0], span(block[odd:], least, most))
             largest, smallest = reach(least[:width], most[:width], near, lanes, own)
             if largest >= INFINITY:  # such an array has no sum
@@ -373,6 +416,7 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
                 high[channel + c] = max(high[channel + c], most[row * lanes + c])
         for k in range(WIDE):
             seen[2] = min(seen[2], np.int64(near[k]))
+    count_bins(bins[:waiting], tables, turn)
 
 
 @numba.njit(f"int64(float32[:,:,::1], int64, boolean, {EXTENT}, {COUNTS})", cache=True, nogil=True)

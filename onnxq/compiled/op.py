@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from onnxq.compiled.counting import LIMBS, carry, drain, ends, observe, widen
 
-COUNTING = "b28286cfe39e18d6"  # XXH3 of counting.py, for numba to compile anew when that changes
+COUNTING = "eebb867a70d9aeda"  # XXH3 of counting.py, for numba to compile anew when that changes
 part = numba.njit(nogil=True)  # is compiled into the functions that call it, and not read from the cache by itself
 OP = np.dtype([
     (name, np.int64)

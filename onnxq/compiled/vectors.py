@@ -1,11 +1,13 @@
 """Loops over vectors of WIDE elements, written as numba cannot be made to write them, for counting.py.
 
 What numba makes of a loop over few rows spends more time before it and after it than in it, and it knows no instruction
-that packs some elements of a vector. LLVM makes of a vector of this width what the processor has.
+that packs some elements of a vector. LLVM makes of a vector of this width what the processor has. An addition to a count
+keeps the processor from others for a cycle, and from little else: so vectors are worked on between additions.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,54 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 WIDE = 16  # one vector of AVX-512, two of AVX2, four of NEON
+TABLES = 8  # in which elements are counted by turns
+UPPER = 2 if sys.byteorder == "little" else 0  # where the upper half of an element is
 BIT, INT16, INT32, INT64, DOUBLE = *(ir.IntType(n) for n in (1, 16, 32, 64)), ir.DoubleType()
+PAIR = types.UniTuple(types.int64, 2)
+
+
+def repeat(b: Any, number: ir.Value, first: list[Any], step: Callable[..., list[Any]]) -> list[Any]:
+    """What becomes of some values in so many steps: `step` makes of the number of the step, and of them, the next ones."""
+    start, loop, body, end = b.block, *(b.append_basic_block(name) for name in ("loop", "step", "end"))
+    b.branch(loop)
+    b.position_at_end(loop)
+    done, *held = [b.phi(value.type) for value in (INT64(0), *first)]
+    b.cbranch(b.icmp_signed("<", done, number), body, end)
+    b.position_at_end(body)
+    made = [b.add(done, INT64(1)), *step(done, held)]
+    for value, before, after in zip([done, *held], [INT64(0), *first], made, strict=True):
+        value.add_incoming(before, start)
+        value.add_incoming(after, b.block)
+    b.branch(loop)
+    b.position_at_end(end)
+    return held
+
+
+def at(b: Any, address: ir.Value, kind: ir.Type, offset: ir.Value | None = None) -> ir.Value:
+    """The place in memory that an address, and so many bytes, is."""
+    return b.inttoptr(address if offset is None else b.add(address, offset), kind.as_pointer())
+
+
+def vector(kind: ir.Type) -> ir.VectorType:
+    return ir.VectorType(kind, WIDE)
+
+
+def splat(b: Any, value: Any) -> ir.Value:
+    """A vector of one value over and over."""
+    empty = vector(value.type)(ir.Undefined)
+    return b.shuffle_vector(b.insert_element(empty, value, INT32(0)), empty, every(0))
+
+
+def every(number: int) -> ir.Constant:
+    return ir.Constant(vector(INT32), [number] * WIDE)
+
+
+def in_memory(b: Any, kind: ir.Type, places: ir.Value, work: Callable[[list[ir.Value]], list[ir.Value]]) -> None:
+    """Let `work` make new vectors of those that are in memory at some places."""
+    pointers = [at(b, place, vector(kind)) for place in cgutils.unpack_tuple(b, places)]
+    made = work([b.load(pointer, align=4) for pointer in pointers])
+    for value, pointer in zip(made, pointers, strict=True):
+        b.store(value, pointer, align=4)
 
 
 def over_rows(kind: ir.Type, step: Callable[..., list[ir.Value]], *, partly: bool = False) -> Any:
@@ -28,29 +77,16 @@ def over_rows(kind: ir.Type, step: Callable[..., list[ir.Value]], *, partly: boo
 
     @intrinsic
     def go(typing, source, rows, stride, places, numbers, some):
-        def code(context, builder, signature, values):
-            start, (source, rows, stride, places, numbers, some) = builder.block, values
-            given = [splat(builder, n) for n in cgutils.unpack_tuple(builder, numbers)]
-            at = [builder.inttoptr(p, vector(kind).as_pointer()) for p in cgutils.unpack_tuple(builder, places)]
-            loop, body, end = (builder.append_basic_block(name) for name in ("rows", "row", "end"))
-            first = [builder.load(p, align=4) for p in at]
-            some = builder.icmp_signed("<", ir.Constant(vector(INT64), list(range(WIDE))), splat(builder, some))
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            row, place, *held = [builder.phi(INT64), builder.phi(INT64), *(builder.phi(vector(kind)) for _ in at)]
-            builder.cbranch(builder.icmp_signed("<", row, rows), body, end)
-            builder.position_at_end(body)
-            pointer = builder.inttoptr(place, vector(INT32).as_pointer())
-            elements = load_some(builder, pointer, some) if partly else builder.load(pointer, align=4)
-            made = step(builder, elements, held, given)
-            ahead = [builder.add(row, INT64(1)), builder.add(place, stride), *made]
-            for value, before, after in zip([row, place, *held], [INT64(0), source, *first], ahead, strict=True):
-                value.add_incoming(before, start)
-                value.add_incoming(after, body)
-            builder.branch(loop)
-            builder.position_at_end(end)
-            for value, pointer in zip(held, at, strict=True):
-                builder.store(value, pointer, align=4)
+        def code(context, b, signature, values):
+            source, rows, stride, places, numbers, some = values
+            given = [splat(b, n) for n in cgutils.unpack_tuple(b, numbers)]
+            some = b.icmp_signed("<", ir.Constant(vector(INT64), list(range(WIDE))), splat(b, some))
+
+            def row(k, held):
+                pointer = at(b, source, vector(INT32), b.mul(k, stride))
+                return step(b, load_some(b, pointer, some) if partly else b.load(pointer, align=4), held, given)
+
+            in_memory(b, kind, places, lambda first: repeat(b, rows, first, row))
             return context.get_dummy_value()
 
         return types.void(source, rows, stride, places, numbers, some), code
@@ -58,25 +94,11 @@ def over_rows(kind: ir.Type, step: Callable[..., list[ir.Value]], *, partly: boo
     return go
 
 
-def load_some(builder: Any, pointer: Any, some: ir.Value) -> ir.Value:
+def load_some(b: Any, pointer: Any, some: ir.Value) -> ir.Value:
     """The elements (WIDE,) int32 in memory of which `some` (WIDE,) says that they are there, and zeros."""
     name = f"llvm.masked.load.v{WIDE}i32.p0"
     kind = ir.FunctionType(vector(INT32), [pointer.type, INT32, vector(BIT), vector(INT32)])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [pointer, INT32(4), some, every(0)])
-
-
-def vector(kind: ir.Type) -> ir.VectorType:
-    return ir.VectorType(kind, WIDE)
-
-
-def splat(builder: Any, value: Any) -> ir.Value:
-    """A vector of one value over and over."""
-    empty = vector(value.type)(ir.Undefined)
-    return builder.shuffle_vector(builder.insert_element(empty, value, INT32(0)), empty, every(0))
-
-
-def every(number: int) -> ir.Constant:
-    return ir.Constant(vector(INT32), [number] * WIDE)
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), [pointer, INT32(4), some, every(0)])
 
 
 def span_step(b: Any, bits: ir.Value, held: list[ir.Value], _: list[ir.Value]) -> list[ir.Value]:
@@ -99,41 +121,100 @@ def sum_step(b: Any, bits: ir.Value, held: list[ir.Value], numbers: list[ir.Valu
     return [b.add(held[0], b.bitcast(b.fadd(x, numbers[-1]), vector(INT64)))]
 
 
-span_rows, sum_rows = over_rows(INT32, span_step), over_rows(INT64, sum_step)
-span_some, sum_some = over_rows(INT32, span_step, partly=True), over_rows(INT64, sum_step, partly=True)
+def count_bins(b: Any, bins: ir.Value, apart: int, number: int, tables: ir.Value, stride: ir.Value) -> None:
+    """Add one to the counts of so many bins, int16 every `apart` bytes; of those that follow each other in other tables."""
+    for j in range(number):
+        bin_ = b.zext(b.load(at(b, bins, INT16, INT64(apart * j)), align=2), INT64)
+        table = b.add(tables, b.mul(stride, INT64(j % TABLES)))
+        count = at(b, table, INT16, b.shl(bin_, INT64(1)))
+        b.store(b.add(b.load(count, align=2), INT16(1)), count, align=2)
+
+
+def can_squeeze(context: Any) -> bool:
+    return "+avx512f" in context.codegen().magic_tuple()[2] and llvm_version_info[0] >= 19
+
+
+def squeeze_step(b: Any, bits: ir.Value, target: ir.Value, found: ir.Value) -> ir.Value:
+    """Write the bins but 0 of elements behind so many at a target, as int16; how many there are with them."""
+    kind = ir.FunctionType(vector(INT32), [vector(INT32), vector(BIT), vector(INT32)])
+    compress = cgutils.get_or_insert_function(b.module, kind, f"llvm.experimental.vector.compress.v{WIDE}i32")
+    bins = b.lshr(bits, every(16))
+    some = b.icmp_unsigned("!=", bins, every(0))
+    packed = b.trunc(b.call(compress, [bins, some, every(0)]), vector(INT16))
+    b.store(packed, at(b, target, vector(INT16), b.shl(found, INT64(1))), align=2)
+    return b.add(found, b.zext(b.ctpop(b.bitcast(some, ir.IntType(WIDE))), INT64))
 
 
 @intrinsic
-def squeezing(typing, source, number, target):
-    """Write the bins but 0 of elements, a number that fills vectors, as uint16; how many, or -1 where that is slow."""
+def squeezing(typing, source, vectors, target):
+    """Write the bins but 0 of vectors of elements, as uint16; how many, or -1 where that is slow."""
 
-    def code(context, builder, signature, values):
-        if "+avx512f" not in context.codegen().magic_tuple()[2] or llvm_version_info[0] < 19:
+    def code(context, b, signature, values):
+        if not can_squeeze(context):
             return INT64(-1)
-        start, (source, number, target) = builder.block, values
-        kind = ir.FunctionType(vector(INT32), [vector(INT32), vector(BIT), vector(INT32)])
-        compress = cgutils.get_or_insert_function(builder.module, kind, f"llvm.experimental.vector.compress.v{WIDE}i32")
-        loop, body, end = (builder.append_basic_block(name) for name in ("vectors", "vector", "end"))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        done, found = builder.phi(INT64), builder.phi(INT64)
-        builder.cbranch(builder.icmp_signed("<", done, number), body, end)
-        builder.position_at_end(body)
-        place = builder.add(source, builder.shl(done, INT64(2)))
-        bins = builder.lshr(builder.load(builder.inttoptr(place, vector(INT32).as_pointer()), align=4), every(16))
-        some = builder.icmp_unsigned("!=", bins, every(0))
-        packed = builder.trunc(builder.call(compress, [bins, some, every(0)]), vector(INT16))
-        place = builder.add(target, builder.shl(found, INT64(1)))
-        builder.store(packed, builder.inttoptr(place, vector(INT16).as_pointer()), align=2)
-        more = builder.zext(builder.ctpop(builder.bitcast(some, ir.IntType(WIDE))), INT64)
-        for value, after in ((done, builder.add(done, INT64(WIDE))), (found, builder.add(found, more))):
-            value.add_incoming(INT64(0), start)
-            value.add_incoming(after, body)
-        builder.branch(loop)
-        builder.position_at_end(end)
-        return found
+        source, vectors, target = values
 
-    return types.int64(source, number, target), code
+        def step(k, held):
+            bits = b.load(at(b, source, vector(INT32), b.mul(k, INT64(4 * WIDE))), align=4)
+            return [squeeze_step(b, bits, target, held[0])]
+
+        return repeat(b, vectors, [INT64(0)], step)[0]
+
+    return types.int64(source, vectors, target), code
 
 
-squeeze: Any = squeezing  # the first argument of which is numba's
+@intrinsic
+def span_counting(typing, source, vectors, places, tables, stride):
+    """As `span_rows` of vectors that follow each other, of which all elements are counted."""
+
+    def code(context, b, signature, values):
+        source, vectors, places, tables, stride = values
+
+        def step(k, held):
+            place = b.add(source, b.mul(k, INT64(4 * WIDE)))
+            count_bins(b, b.add(place, INT64(UPPER)), 4, WIDE, tables, stride)
+            return span_step(b, b.load(at(b, place, vector(INT32)), align=4), held, [])
+
+        in_memory(b, INT32, places, lambda first: repeat(b, vectors, first, step))
+        return context.get_dummy_value()
+
+    return types.void(source, vectors, places, tables, stride), code
+
+
+@intrinsic
+def span_squeezing(typing, source, vectors, places, target, bins, waiting, tables, stride):
+    """As `span_rows` of vectors that follow each other, and as `squeeze`; TABLES of the bins that wait are counted with
+    each vector, as long as there are so many. How many were written, or -1, and how many counted."""
+
+    def code(context, b, signature, values):
+        if not can_squeeze(context):
+            return context.make_tuple(b, PAIR, [INT64(-1), INT64(0)])
+        source, vectors, places, target, bins, waiting, tables, stride = values
+        numbers: list[ir.Value] = []
+
+        def step(k, held):
+            found, counted, *ends = held
+            bits = b.load(at(b, source, vector(INT32), b.mul(k, INT64(4 * WIDE))), align=4)
+            made = [squeeze_step(b, bits, target, found), *span_step(b, bits, ends, [])]
+            further = b.add(counted, INT64(TABLES))
+            are_there = b.icmp_signed("<=", further, waiting)
+            with b.if_then(are_there, likely=True):
+                count_bins(b, b.add(bins, b.shl(counted, INT64(1))), 2, TABLES, tables, stride)
+            return [made[0], b.select(are_there, further, counted), *made[1:]]
+
+        def work(first):
+            found, counted, *ends = repeat(b, vectors, [INT64(0), INT64(0), *first], step)
+            numbers.extend((found, counted))
+            return ends
+
+        in_memory(b, INT32, places, work)
+        return context.make_tuple(b, PAIR, numbers)
+
+    return PAIR(source, vectors, places, target, bins, waiting, tables, stride), code
+
+
+span_rows, sum_rows = over_rows(INT32, span_step), over_rows(INT64, sum_step)
+span_some, sum_some = over_rows(INT32, span_step, partly=True), over_rows(INT64, sum_step, partly=True)
+squeeze: Any = squeezing  # the first argument of which is numba's, as of the others
+span_count: Any = span_counting
+span_squeeze: Any = span_squeezing
