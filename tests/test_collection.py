@@ -21,10 +21,11 @@ import pytest
 import onnxq.collection
 from onnxq import executors, memory
 from onnxq.calibration import Calibration, merged
-from onnxq.collection import Collecting, collect, grouped
+from onnxq.collection import Collecting, collect
 from onnxq.collector import Collector
 from onnxq.data import Sample
 from onnxq.errors import CalibrationError, DataError, OutputError, RecipeError
+from onnxq.grouping import grouped
 
 NET = onnx.parser.parse_model(
     """<ir_version: 9, opset_import: ["" : 17]>
