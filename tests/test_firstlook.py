@@ -162,15 +162,18 @@ def test_samples_left_out_in_the_first_look_are_left_out_of_what_goes_on(
 
 
 class Shuffled:
-    """Samples that come in another order at each reading; of the later readings, only so many."""
+    """Samples that come in another order at each reading, and only so many once it is told that they are collected."""
 
     def __init__(self, given_: list[dict[str, np.ndarray]], most: int) -> None:
-        self._feeds, self._most, self._readings = given_, most, 0
+        self._feeds, self._most, self._readings, self._is_collected = given_, most, 0, False
+
+    def progress(self, what: str, _: int, __: int | None) -> None:
+        self._is_collected |= what == "calibrating"
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         order = np.random.default_rng(self._readings).permutation(len(self._feeds))
         self._readings += 1
-        return iter([self._feeds[k] for k in order][: None if self._readings < 4 else self._most])
+        return iter([self._feeds[k] for k in order][: self._most if self._is_collected else None])
 
 
 @pytest.mark.parametrize("most", [60, 3])
@@ -179,7 +182,8 @@ def test_data_that_changes_after_the_first_look_is_collected_whole(
 ) -> None:
     model, given_ = models / "residual.onnx", feeds(models)
     even_out_nothing(monkeypatch)
-    found = onnxq.calibrate(model, Shuffled(given_, most), threads=1)
+    source = Shuffled(given_, most)
+    found = onnxq.calibrate(model, source, threads=1, progress=source.progress)
     assert len(set(found.feeds.values())) == len(found.feeds) == most
     if most == 60:
         expected = onnxq.calibrate(model, given_, threads=1)
