@@ -132,9 +132,14 @@ def watched(
     """A session that counts tensors while it runs; None where that cannot be had of the model."""
     if not is_possible(model):
         return None
-    try:
+    names, together, graphs = tuple(sketches), tuple(among), graphs or OptimizedGraphs()
+
+    def make() -> Watched:
         config = config_of(threads)
-        return Watched(model, sketches, scaled=scaled, among=among, graphs=graphs, threads=threads, config=config)
+        return Watched(model, names, scaled=scaled, among=together, graphs=graphs, threads=threads, config=config)
+
+    try:
+        return graphs.session(model, (names, together, tuple(scaled.items()), threads), make)
     except ModelError:  # exposure.py knows another way, or says what is wrong
         return None
 

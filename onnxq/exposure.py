@@ -11,12 +11,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -29,6 +29,7 @@ from onnxq.proto import bodies_of
 
 PROBE = "onnxq_probe_"
 BLOCKED = "com.microsoft.nchwc"  # the domain of onnxruntime's ops on blocks of channels
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -128,23 +129,52 @@ class OptimizedGraph:
 
 
 class OptimizedGraphs:
-    """Where optimized graphs are made, and the last one is kept for whoever asks for the same again."""
+    """Where optimized graphs are made; the last one and its last session are kept for whoever asks for the same again.
+
+    Models are the same if their messages are: large weights are in a file, see store.py.
+    """
 
     def __init__(self) -> None:
-        self._key: tuple[bytes, tuple[str, ...]] | None = None
-        self._last: OptimizedGraph | None = None
+        self._graph, self._session = _Last(), _Last()
 
     def of(self, proto: onnx.ModelProto, tensors: Iterable[str]) -> OptimizedGraph:
-        """See OptimizedGraph. Models are the same if their messages are: large weights are in a file, see store.py."""
-        key = proto.SerializeToString(deterministic=True), tuple(tensors)
-        if self._last is None or self._key != key:
-            self.clear()  # first, for there not to be two of them at once
-            self._last, self._key = OptimizedGraph(proto, key[1]), key
-        return self._last
+        """See OptimizedGraph."""
+        names = tuple(tensors)
+        return self._graph.of((_message(proto), names), lambda: OptimizedGraph(proto, names))
+
+    def session(self, proto: onnx.ModelProto, how: Hashable, make: Callable[[], S]) -> S:
+        """What runs a model in a certain way; `make` makes it."""
+        return self._session.of((_message(proto), how), make)
+
+    def end_session(self) -> None:
+        """Let go of the session, and of the memory that it has."""
+        self._session.clear()
 
     def clear(self) -> None:
-        """Let go of what is kept."""
-        self._last = self._key = None
+        """Let go of all that is kept."""
+        self._session.clear()
+        self._graph.clear()
+
+
+class _Last:
+    """What was made last, by what it was made of."""
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._made: Any = None
+
+    def of(self, key: Hashable, make: Callable[[], S]) -> S:
+        if self._made is None or self._key != key:
+            self.clear()  # first, for there not to be two of them at once
+            self._made, self._key = make(), key
+        return self._made
+
+    def clear(self) -> None:
+        self._key = self._made = None
+
+
+def _message(proto: onnx.ModelProto) -> bytes:
+    return proto.SerializeToString(deterministic=True)
 
 
 def _images(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:

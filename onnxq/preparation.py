@@ -90,7 +90,9 @@ def prepare(
     size = size_of(given)
     model = Model(graph, chosen, calibration=collected, threads=threads, progress=progress, scope=scope)
     probes: list[dict[str, np.ndarray]] = []
-    manager = PassManager(verify, proof.prover(probes, threads), proof.dumper(dump_dir))
+    how = collecting or Collecting()
+    prove = proof.prover(probes, threads, make_room=how.graphs.end_session)
+    manager = PassManager(verify, prove, proof.dumper(dump_dir))
     with ThreadPoolExecutor(1) as pool:
         hashing = pool.submit(hash_of_model, given)
         recovered = manager.run(model, passes_of(RECOVER, recipe))  # first: onnxruntime cannot load all that comes
@@ -98,7 +100,8 @@ def prepare(
             tensors = graph.tensors()
             model.trained = {n: q for n, q in model.trained.items() if isinstance(tensors.get(n), Constant)}
         original = graph.to_stored_proto()
-        session = Session(original, threads=threads)
+        is_run = bool(feedback) or recipe.mode == "dynamic"
+        session = Session(original, threads=threads) if is_run else _loaded(original, threads)
         digest = hashing.result()
     if collected is not None and collected.source_hash != digest:
         raise CalibrationError(
@@ -106,7 +109,7 @@ def prepare(
         )
     if collected is not None and not collected.probes:
         raise CalibrationError("the calibration holds no probe feeds; collect it again with onnxq calibrate")
-    model.collecting = replace(collecting or Collecting(), threads=threads, progress=progress, source_hash=digest)
+    model.collecting = replace(how, threads=threads, progress=progress, source_hash=digest)
     inputs = runtime.as_declared(session.inputs, original)
     samples = None if data is None else open_samples(data, inputs, images=images, limit=max_samples)
     if samples is not None and feedback:
@@ -128,6 +131,14 @@ def prepare(
     model.excluded = _excluded(model.graph, recipe.exclude, is_body=bool(scope))
     dumps = None if dump_dir is None else Path(dump_dir)
     return Prepared(source, digest, model, manager, records, inputs, device, size, stream, dump_dir=dumps)
+
+
+def _loaded(model: onnx.ModelProto, threads: int) -> Session:
+    """A session that tells of the inputs of a model. Raises ModelError where onnxruntime cannot load it."""
+    try:
+        return Session(model, threads=threads, config=runtime.UNPACKED, optimize=False)
+    except ModelError:  # it may lack a kernel for what it would optimize away
+        return Session(model, threads=threads)
 
 
 def passes_of(kinds: Sequence[type[P]], recipe: Recipe) -> list[P]:

@@ -22,18 +22,22 @@ INTEGER_AGREEMENT = 0.999
 NOISE = 4.0  # times what the last bit of the inputs changes in a tensor: other rounding than before, in some layers
 
 
-def prover(probes: Sequence[Feed], threads: int) -> Callable[[Model, Model], str | None]:
+def prover(
+    probes: Sequence[Feed], threads: int, make_room: Callable[[], None] = lambda: None
+) -> Callable[[Model, Model], str | None]:
     """Compares two models on the probe feeds in every tensor that has the same name in both, outputs first.
 
     A name is a promise of a value: a rewrite that changes what a tensor holds gives it another name. `prove(m, m)` runs m
     twice, which tells whether it is deterministic at all. Deep networks can make much of little: what differs by more than
-    the tolerance is still equal where the last bit of the inputs alone makes a difference of that order.
+    the tolerance is still equal where the last bit of the inputs alone makes a difference of that order. `make_room` is
+    called before that, which takes memory.
     """
 
     def prove(before: Model, after: Model) -> str | None:
         public, inside = [t.name for t in before.graph.outputs], set(_computed(after))
         names = dict.fromkeys([*public, *(n for n in _computed(before) if n in inside)])
         tolerance_of = lambda name: FLOAT_TOLERANCE if name in public else INNER_TOLERANCE  # noqa: E731
+        make_room()
         try:
             session = _exposing(before, names, threads)
             wanted = _results(session, probes)

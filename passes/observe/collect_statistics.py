@@ -45,6 +45,7 @@ class CollectStatistics(Pass):
                 if n not in missing and axis is not None and given.sketches[n].along(axis, ranks.get(n, 0)) is None
             }  # fmt: skip
         if given is not None and not missing:
+            model.collecting.graphs.clear()
             return 0
         how = replace(model.collecting, cones=model.cones, left_out={} if given is None else given.skipped)
         notes = []
