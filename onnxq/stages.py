@@ -77,8 +77,8 @@ OBSERVE: tuple[type[Pass], ...] = (
     p.ChooseWeightRanges,
 )
 SELECT: tuple[type[Pass], ...] = (
-    p.RepairSaturation,  # needs activation and weight parameters
     p.SelectDynamic,
+    p.RepairSaturation,  # needs activation and weight parameters, and to know what is quantized at run time
     p.SelectLayers,  # and the repaired ones
 )
 REFINE: tuple[type[Pass], ...] = (

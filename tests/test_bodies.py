@@ -40,11 +40,10 @@ NESTED = """net (float[N, 16] x, bool c, bool d) => (float[N, 8] y) <float[16, 8
       a = If (d) <then_branch = tt () => (float[N, 8] aa) { [deep] aa = MatMul (x, w) },
                   else_branch = te () => (float[N, 8] ab) { ab0 = MatMul (x, v)  ab = Neg (ab0) }> },
     else_branch = e () => (float[N, 8] b) { [flat] b0 = MatMul (x, w)  b = Relu (b0) }> }"""
-rng = np.random.default_rng(0)
 
 
 def made(text: str) -> onnx.ModelProto:
-    proto = onnx.parser.parse_model(HEADER + text)
+    proto, rng = onnx.parser.parse_model(HEADER + text), np.random.default_rng(0)
     have = {t.name for t in proto.graph.initializer}
     for info in proto.graph.value_info:
         shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
@@ -56,6 +55,8 @@ def made(text: str) -> onnx.ModelProto:
 
 
 def feeds(proto: onnx.ModelProto, count: int = 8) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+
     def value(info: Any, k: int) -> np.ndarray:
         kind = info.type.tensor_type.elem_type
         if kind == onnx.TensorProto.BOOL:
@@ -194,7 +195,7 @@ def test_what_is_excluded_in_a_body_stays_as_it_is(pattern: str, floats: set[str
 
 def test_external_data_of_a_body_is_found(tmp_path: Any) -> None:
     proto = made(BRANCHES)
-    weight = onnx.numpy_helper.from_array(rng.standard_normal((16, 8)).astype(np.float32), "inner")
+    weight = onnx.numpy_helper.from_array(np.random.default_rng(2).standard_normal((16, 8)).astype(np.float32), "inner")
     branch = next(a.g for n in proto.graph.node for a in n.attribute if a.name == "else_branch")
     branch.initializer.append(weight)
     next(n for n in branch.node if n.op_type == "MatMul").input[1] = "inner"

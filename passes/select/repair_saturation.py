@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.graph import Node, value
-from onnxq.model import Model, Observed
+from onnxq.model import Dynamic, Model, Observed
 from onnxq.numerics import Array, QuantParams, QuantType, dequantize, quantize
 from onnxq.passmanager import Pass
 from onnxq.rows import is_depthwise, rows_of_inputs, rows_of_weight
@@ -26,7 +26,7 @@ class RepairSaturation(Pass):
     Result:  the graph unchanged; params of W: nothing changed, where the emulated damage is nil; the scale of each output
              channel times its own f in [1, 2], the one of least emulated error; or uint8 codes about 128, which the
              kernels multiply exactly and more slowly, where no f comes within `tolerance` (a ratio of squared
-             errors) of them
+             errors) of them, or the input is quantized at run time: its codes fill their range in every run
     Refused: the target does not saturate; a depthwise Conv; no pair can saturate.
 
     The error of a remedy is that of the layer's output on `rows` rows of its input, taken from the probe feeds of the
@@ -39,13 +39,17 @@ class RepairSaturation(Pass):
 
     def apply(self, model: Model) -> int:
         suspects = [n for n in model.compute_nodes() if self._suspicious(model, n)] if model.target.saturates else []
+        at_run_time = {n.inputs[1].name for n in suspects if isinstance(model.specs.get(n.inputs[0].name), Dynamic)}
+        for name in at_run_time:
+            _make_unsigned(model, name)
+        suspects = [n for n in suspects if n.inputs[1].name not in at_run_time]
         if not suspects or model.calibration is None or not model.calibration.probes:
-            return 0
+            return len(at_run_time)
         rows = rows_of_inputs(model, suspects, [self.rows] * len(suspects))
         by_weight: dict[str, list[Node]] = {}
         for node in suspects:
             by_weight.setdefault(node.inputs[1].name, []).append(node)
-        return sum(self._repair(model, name, nodes, rows) for name, nodes in by_weight.items())
+        return len(at_run_time) + sum(self._repair(model, name, nodes, rows) for name, nodes in by_weight.items())
 
     def _suspicious(self, model: Model, node: Node) -> bool:
         weight = value(node.inputs[1])
@@ -76,9 +80,15 @@ class RepairSaturation(Pass):
         if least <= max(self.tolerance * unsaturated, inaudible):
             model.params[name] = params.scaled(np.asarray(FACTORS, np.float32)[best])
         else:
-            shifted = (params.zero_point.astype(np.int16) + 128).astype(np.uint8)
-            model.params[name] = replace(params, zero_point=shifted, type=QuantType.UINT8)
+            _make_unsigned(model, name)
         return 1
+
+
+def _make_unsigned(model: Model, name: str) -> None:
+    """Let int8 codes be uint8 ones that are 128 larger."""
+    params = model.params_of(name)
+    shifted = (params.zero_point.astype(np.int16) + 128).astype(np.uint8)
+    model.params[name] = replace(params, zero_point=shifted, type=QuantType.UINT8)
 
 
 def _outputs(node: Node, x: Array) -> Array:
