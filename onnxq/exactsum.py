@@ -39,19 +39,23 @@ class ExactSum:
         return self._limbs
 
     def add_numpy(self, values: np.ndarray) -> None:
-        """Add one float64 to each channel, in plain numpy: the oracle of the kernel; digits below 2^-200 are dropped."""
+        """Add rows of float64 (n, C), in plain numpy: the oracle of the kernel; digits below 2^-200 are dropped."""
+        for start in range(0, len(values), MOST_UNCARRIED):
+            self._add_some(values[start : start + MOST_UNCARRIED])
+            self.carried()
+
+    def _add_some(self, values: np.ndarray) -> None:
         mantissa, exponent = np.frexp(values)
         digits = np.ldexp(mantissa, 53).astype(np.int64)  # value = digits * 2^(exponent - 53)
         shift = exponent - 53 - LOWEST_BIT
         digits = np.where(shift < 0, digits >> np.minimum(-shift, 63), digits)
         shift = np.maximum(shift, 0)
         limb, bit = shift // LIMB_BITS, shift % LIMB_BITS
-        channels = np.arange(len(values))
+        channels = np.broadcast_to(np.arange(values.shape[1]), values.shape)
         for part in range(3):  # 53 digits as 18 + 18 + 17, so that each fits an int64 after a shift of up to 31 + 4
             piece = digits >> (18 * part) if part == 2 else (digits >> (18 * part)) & 0x3FFFF
             place = bit + 18 * part
-            self._limbs[limb + place // LIMB_BITS, channels] += piece << (place % LIMB_BITS)
-        self.carried()
+            np.add.at(self._limbs, (limb + place // LIMB_BITS, channels), piece << (place % LIMB_BITS))
 
     def merge(self, other: ExactSum) -> None:
         limbs = self.open()

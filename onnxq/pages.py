@@ -137,8 +137,7 @@ def observe_numpy(x: np.ndarray | Blocks, axis: int | None, pages: Pages, total:
     plain = x.plain() if isinstance(x, Blocks) else x
     pages.count_numpy(plain.reshape(-1).view(np.uint32))
     rows = plain.reshape(-1, 1) if axis is None else np.moveaxis(plain, axis, -1).reshape(-1, plain.shape[axis])
-    for row in rows:
-        total.add_numpy(row.astype(np.float64))
+    total.add_numpy(rows.astype(np.float64))
     keys = _as_keys(np.ascontiguousarray(rows))
     return Extent(keys.min(0), keys.max(0))
 

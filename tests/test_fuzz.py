@@ -77,7 +77,8 @@ def goes_through(seed: int, steps: int) -> None:
         assert (real[name].shape, real[name].dtype) == (array.shape, array.dtype)
         largest = float(np.abs(array).max(initial=0)) or 1.0
         assert np.isfinite(real[name]).all()
-        assert np.abs(real[name] - emulated[name]).max(initial=0) <= KERNELS * largest
+        rounding = float(np.abs(emulated[name] - array).max(initial=0))  # may be larger, where large terms cancel out
+        assert np.abs(real[name] - emulated[name]).max(initial=0) <= max(KERNELS * largest, rounding)
 
 
 @given(SEEDS, STEPS)

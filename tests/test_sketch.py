@@ -242,10 +242,10 @@ def assert_same_pages(one: Pages, other: Pages) -> None:
 def test_exact_sum_is_the_sum_rounded_once(rows: list[np.ndarray]) -> None:
     total, reversed_total = ExactSum.zeros(3), ExactSum.zeros(3)
     for row in rows:
-        total.add_numpy(row)
+        total.add_numpy(row[None])
     for row in rows[::-1]:
         part = ExactSum.zeros(3)
-        part.add_numpy(row)
+        part.add_numpy(row[None])
         reversed_total.merge(part)
     np.testing.assert_array_equal(total.carried(), reversed_total.carried())
     expected = [math.fsum(column) for column in np.stack(rows).T]
@@ -258,7 +258,7 @@ def test_exact_sum_is_the_sum_rounded_once(rows: list[np.ndarray]) -> None:
 def test_a_sum_of_float32_is_rounded_once_to_float64(numbers: list[float]) -> None:
     total = ExactSum.zeros(1)
     for number in numbers:
-        total.add_numpy(np.array([number]))
+        total.add_numpy(np.array([[number]]))
     assert total.values().tolist() == [math.fsum(numbers)]
 
 
