@@ -29,6 +29,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_lines_run(checkout: Path) -> None:
     commands = [line for block in blocks("console") for line in block.splitlines() if line.startswith("onnxq ")]
     assert len(commands) >= 8

@@ -64,10 +64,10 @@ class RepairSaturation(Pass):
 
     def _repair(self, model: Model, name: str, nodes: list[Node], rows: dict[str, Array]) -> int:
         """Choose for one weight, by the errors of all the nodes that read it."""
-        params = model.params_of(name)
+        params, layers = model.params_of(name), [_Layer.of(model, node, rows[node.name]) for node in nodes]
 
         def errors_of(tried: QuantParams, *, saturate: bool = True) -> Array:
-            return np.sum([_errors(model, node, rows[node.name], tried, saturate=saturate) for node in nodes], axis=0)
+            return np.sum([layer.errors(tried, saturate=saturate) for layer in layers], axis=0)
 
         errors = np.stack([errors_of(params.scaled(f)) for f in FACTORS])  # (factors, channels)
         unsaturated = errors_of(params, saturate=False).sum()
@@ -76,8 +76,8 @@ class RepairSaturation(Pass):
             best, least = np.asarray(errors.sum(1).argmin()), errors.sum(1).min()
         if errors[0].sum() <= least * (1 + 1e-9):
             return 0
-        inaudible = INAUDIBLE * sum(np.square(_outputs(node, rows[node.name]), dtype=np.float64).sum() for node in nodes)
-        if least <= max(self.tolerance * unsaturated, inaudible):
+        power = sum(np.square(part.outputs, dtype=np.float64).sum() for layer in layers for part in layer.parts)
+        if least <= max(self.tolerance * unsaturated, INAUDIBLE * power):
             model.params[name] = params.scaled(np.asarray(FACTORS, np.float32)[best])
         else:
             _make_unsigned(model, name)
@@ -91,24 +91,44 @@ def _make_unsigned(model: Model, name: str) -> None:
     model.params[name] = replace(params, zero_point=shifted, type=QuantType.UINT8)
 
 
-def _outputs(node: Node, x: Array) -> Array:
-    """The layer's float outputs without bias on rows x (groups, R, K): (groups, R, output channels of a group)."""
-    return x @ rows_of_weight(node, np.asarray(value(node.inputs[1]))).transpose(0, 2, 1)
+@dataclass(frozen=True)
+class _Part:
+    """Rows (R, K) that a group of a layer's channels reads, as codes and as what these stand for, and its float outputs
+    without bias, (R, M / groups)."""
+
+    codes: Array
+    rounded: Array
+    outputs: Array
 
 
-def _errors(model: Model, node: Node, x: Array, params: QuantParams, *, saturate: bool = True) -> Array:
-    """Sum of squared output errors by output channel (M,) of the integer kernel on rows x (groups, R, K)."""
-    activation, weight = model.params_of(node.inputs[0].name), np.asarray(value(node.inputs[1]))
-    codes = quantize(weight, params)
-    exact, integer = rows_of_weight(node, weight), rows_of_weight(node, codes)
-    rounded = rows_of_weight(node, dequantize(codes, params))
-    scale = np.broadcast_to(params.scale, (weight.shape[0] if node.op == "Conv" else exact.shape[1],))
-    totals = []
-    for group, rows in enumerate(x):
-        x_codes = quantize(rows, activation)
-        error = dequantize(x_codes, activation) @ rounded[group].T - rows @ exact[group].T
-        if saturate:
-            channels = scale.reshape(len(x), -1)[group]
-            error = error - excess(x_codes, integer[group]) * (channels * float(activation.scale))
-        totals.append(np.square(error.astype(np.float64)).sum(0))
-    return np.concatenate(totals)
+@dataclass(frozen=True)
+class _Layer:
+    """A layer on rows of its input."""
+
+    node: Node
+    weight: Array
+    activation: QuantParams
+    parts: tuple[_Part, ...]  # by group
+
+    @classmethod
+    def of(cls, model: Model, node: Node, x: Array) -> _Layer:
+        """x: (groups, R, K)."""
+        activation, weight = model.params_of(node.inputs[0].name), np.asarray(value(node.inputs[1]))
+        parts = []
+        for rows, exact in zip(x, rows_of_weight(node, weight), strict=True):
+            codes = quantize(rows, activation)
+            parts.append(_Part(codes, dequantize(codes, activation), rows @ exact.T))
+        return cls(node, weight, activation, tuple(parts))
+
+    def errors(self, params: QuantParams, *, saturate: bool = True) -> Array:
+        """Sum of squared output errors by output channel (M,) of the integer kernel, with these parameters of the weight."""
+        codes = quantize(self.weight, params)
+        integer, rounded = rows_of_weight(self.node, codes), rows_of_weight(self.node, dequantize(codes, params))
+        scale = np.broadcast_to(params.scale, (integer.shape[0] * integer.shape[1],)).reshape(integer.shape[:2])
+        totals = []
+        for part, own_codes, own, channels in zip(self.parts, integer, rounded, scale, strict=True):
+            error = part.rounded @ own.T - part.outputs
+            if saturate:
+                error = error - excess(part.codes, own_codes) * (channels * float(self.activation.scale))
+            totals.append(np.square(error.astype(np.float64)).sum(0))
+        return np.concatenate(totals)
