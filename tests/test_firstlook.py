@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onnxq
-from onnxq import firstlook
+from onnxq import firstlook, proof
 from onnxq.blocks import Blocks
 from onnxq.building import equalize
 from onnxq.calibration import Calibration
@@ -26,6 +27,7 @@ from onnxq.recipe import load
 from onnxq.runtime import Session, TensorInfo, exposed
 from onnxq.source import load_any
 from onnxq.stages import PLACE
+from onnxq.watching import Watched
 
 INPUTS = [TensorInfo("x", np.dtype(np.float32), (None,))]
 
@@ -143,6 +145,33 @@ def test_each_sample_is_run_once_where_nothing_is_evened_out(
     for name, sketch in found.sketches.items():
         one, two = sketch.to_arrays(), again.sketches[name].to_arrays()
         assert all(np.array_equal(one[part], two[part]) for part in one), name
+
+
+@pytest.mark.parametrize("evens_out", [False, True])
+def test_the_session_goes_on_where_nothing_is_evened_out_and_makes_room_for_the_proof(
+    models: Path, monkeypatch: pytest.MonkeyPatch, evens_out: bool
+) -> None:
+    there: list[weakref.ref[Watched]] = []
+    left_at_proof: list[int] = []
+    make, prove = Watched.__init__, proof._exposing
+
+    def made(self: Watched, *given: Any, **named: Any) -> None:
+        there.append(weakref.ref(self))
+        make(self, *given, **named)
+
+    def exposing(*given: Any) -> Session:
+        left_at_proof.append(sum(one() is not None for one in there))
+        return prove(*given)
+
+    monkeypatch.setattr(Watched, "__init__", made)
+    monkeypatch.setattr(proof, "_exposing", exposing)
+    if not evens_out:
+        even_out_nothing(monkeypatch)
+    found = onnxq.calibrate(models / "inverted_residual.onnx", feeds(models))
+    assert len(there) == 1 + evens_out
+    assert not any(left_at_proof)
+    assert found.samples == 60
+    assert all(one() is None for one in there)
 
 
 def test_samples_left_out_in_the_first_look_are_left_out_of_what_goes_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ import pytest
 import onnxq
 from onnxq import audit, runtime
 from onnxq.data import open_samples
-from onnxq.errors import CalibrationError, DataError, OutputError, RecipeError
+from onnxq.errors import CalibrationError, DataError, ModelError, OutputError, RecipeError
 from onnxq.inspection import inspect
 from onnxq.model import Reason, State
 from onnxq.recipe import Recipe
@@ -302,6 +303,17 @@ def test_a_recipe_leaves_a_pass_out_and_gives_another_its_options(tmp_path: Path
     w3 = next(t for t in proto.graph.initializer if t.name == "w3")
     largest = np.abs(onnx.numpy_helper.to_array(w3)).max((1, 2, 3)) / 127
     assert (onnx.numpy_helper.to_array(scale) >= largest * 0.999).all()
+
+
+def test_a_model_that_onnxruntime_loads_only_when_it_optimizes_it_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def picky(model: Any, *, optimize: bool = True, **named: Any) -> Session:
+        if not optimize:
+            raise ModelError("there is no kernel for what would be optimized away")
+        return Session(model, **named)
+
+    monkeypatch.setattr("onnxq.preparation.Session", picky)
+    proto, feeds = small(THREE_CONVS)
+    assert onnxq.calibrate(proto, feeds).samples == len(feeds)
 
 
 @pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
