@@ -77,8 +77,10 @@ def goes_through(seed: int, steps: int) -> None:
         assert (real[name].shape, real[name].dtype) == (array.shape, array.dtype)
         largest = float(np.abs(array).max(initial=0)) or 1.0
         assert np.isfinite(real[name]).all()
-        rounding = float(np.abs(emulated[name] - array).max(initial=0))  # may be larger, where large terms cancel out
-        assert np.abs(real[name] - emulated[name]).max(initial=0) <= max(KERNELS * largest, rounding)
+        allowed = KERNELS * largest
+        if machine.u8s8_saturates():  # where large terms cancel out, what rounding does may be more
+            allowed = max(allowed, float(np.abs(emulated[name] - array).max(initial=0)))
+        assert np.abs(real[name] - emulated[name]).max(initial=0) <= allowed
 
 
 @given(SEEDS, STEPS)
