@@ -8,6 +8,7 @@ the extremes of a channel are known of them, and not what is in between.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from onnxq import passes as p
@@ -16,6 +17,7 @@ from onnxq.collection import collect
 from onnxq.collector import Axes
 from onnxq.data import Sample, Samples
 from onnxq.errors import CalibrationError
+from onnxq.exposure import made_of
 from onnxq.feeds import hash_of_feed, size_of
 from onnxq.model import Model
 from onnxq.passes.observe.collect_statistics import observed_tensors
@@ -78,7 +80,9 @@ def _seen(start: Model, axes: Axes, among: Iterable[str]) -> Calibration | None:
     assert start.floats is not None
     progress, how = start.progress, start.collecting
     try:
-        few = few_of(start.samples, progress)
+        with ThreadPoolExecutor(1) as pool:  # reading samples, and hashing them, may take long
+            pool.submit(how.graphs.of, start.floats, made_of(start.floats, axes, among)[1])
+            few = few_of(start.samples, progress)
         told = None if progress is None else lambda _, done, __: progress("first look", done, len(few))
         how = replace(how, checkpoint=None, executor=None, progress=told, cones=start.cones)
         start.graph.release()
