@@ -20,6 +20,7 @@ from onnxq.calibration import Calibration
 from onnxq.collector import Collector, Part
 from onnxq.data import Sample, Samples, open_samples
 from onnxq.equalization import EQUALIZED, Scaled
+from onnxq.exposure import OptimizedGraph
 from onnxq.firstlook import FEW, FEWEST, few_of
 from onnxq.passes import CollectStatistics
 from onnxq.preparation import passes_of, prepare
@@ -153,7 +154,8 @@ def test_the_session_goes_on_where_nothing_is_evened_out_and_makes_room_for_the_
 ) -> None:
     there: list[weakref.ref[Watched]] = []
     left_at_proof: list[int] = []
-    make, prove = Watched.__init__, proof._exposing
+    graphs: list[OptimizedGraph] = []
+    make, prove, optimize = Watched.__init__, proof._exposing, OptimizedGraph.__init__
 
     def made(self: Watched, *given: Any, **named: Any) -> None:
         there.append(weakref.ref(self))
@@ -163,12 +165,18 @@ def test_the_session_goes_on_where_nothing_is_evened_out_and_makes_room_for_the_
         left_at_proof.append(sum(one() is not None for one in there))
         return prove(*given)
 
+    def optimized(self: OptimizedGraph, *given: Any) -> None:
+        graphs.append(self)
+        optimize(self, *given)
+
     monkeypatch.setattr(Watched, "__init__", made)
+    monkeypatch.setattr(OptimizedGraph, "__init__", optimized)
     monkeypatch.setattr(proof, "_exposing", exposing)
     if not evens_out:
         even_out_nothing(monkeypatch)
     found = onnxq.calibrate(models / "inverted_residual.onnx", feeds(models))
     assert len(there) == 1 + evens_out
+    assert len(graphs) == 1  # made while samples are read, and the one that is asked for later
     assert not any(left_at_proof)
     assert found.samples == 60
     assert all(one() is None for one in there)
