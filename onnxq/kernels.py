@@ -1,17 +1,18 @@
 """The compiled loops. Each has a plain numpy form where it is used, which tests hold it to.
 
-numba is imported with the first kernel that runs; what it compiles is cached on disk.
+They are loaded with the first kernel that runs, see native.py. Arrays are contiguous.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from onnxq.native import loop
+
 Array = np.ndarray
+NO_MEMORY = -2  # in place of the number of pages that are used
 
 
 def observe(x: Array, first: int, is_new: bool, low: Array, high: Array, total: Array, *pages: Any) -> int:
@@ -27,7 +28,10 @@ def observe(x: Array, first: int, is_new: bool, low: Array, high: Array, total: 
     such integers are added, without a rounding that depends on the order. Where the least elements have digits below the
     unit that the largest leaves, what is below is added again in smaller units.
     """
-    return int(_counting().observe(x, first, is_new, low, high, total, *pages))
+    used = loop("observe")(x, first, is_new, low, high, total, *pages)
+    if used == NO_MEMORY:
+        raise MemoryError("there is no memory to count a tensor in")
+    return used
 
 
 def drain(tables: Array, seen: Array, slots: Array, rows: Array, used: int, sign: int) -> int:
@@ -35,27 +39,24 @@ def drain(tables: Array, seen: Array, slots: Array, rows: Array, used: int, sign
 
     Gives the number of pages that are used then, or -1 where there are too few rows for all; a second call does the rest.
     """
-    return int(_counting().drain(tables, seen, slots, rows, used, sign))
+    return loop("drain")(tables, seen, slots, rows, used, sign)
 
 
 def ends(low: Array, high: Array) -> tuple[float, float]:
     """The least and the largest of all elements, from those of each channel as ordered bits; both zeros are 0."""
-    return _counting().ends(low, high)
+    found = np.empty(2)
+    loop("ends")(low, high, found)
+    return found[0].item(), found[1].item()
 
 
 def widen(low: Array, high: Array, minimum: Array, maximum: Array) -> None:
     """Let minimum and maximum (C,) float32 take in elements, the least and largest of which are given as ordered bits."""
-    _counting().widen(low, high, minimum, maximum)
-
-
-def tally_types() -> tuple[np.dtype, np.dtype, np.dtype]:
-    """What a tally's memory is made of: its header, its records, and what a node of the op `count_input` is told by."""
-    return _op().HEADER, _op().RECORD, _op().OP
+    loop("widen")(low, high, minimum, maximum)
 
 
 def count_input() -> int:
     """The address of a C function of (kernel, context) that counts the input of an op of onnxruntime's, see tally.py."""
-    return int(_op().count_input.address)
+    return loop("count_input").address
 
 
 def ends_of(records: Array, ends: Array) -> bool:
@@ -63,32 +64,36 @@ def ends_of(records: Array, ends: Array) -> bool:
 
     Records that counted nothing get (inf, -inf).
     """
-    return bool(_op().ends_of(records, ends))
+    return bool(loop("ends_of")(records, ends))
 
 
 def widen_by(records: Array) -> None:
     """Let the minimum and maximum of the channels of each record that counted something take in what it counted."""
-    _op().widen_by(records)
+    loop("widen_by")(records)
 
 
 def carry(limbs: Array) -> None:
     """Bring fixed-point numbers, limbs (n, channels) int64 of 32 bits, into the one form that each has."""
-    _counting().carry(limbs)
+    loop("carry")(limbs)
 
 
 def excess(x: Array, codes: Array, channel: Array, pair: Array, lost: Array) -> None:
     """Add to lost (N, R) what 16-bit saturation takes from each pair: x (K, R) and codes (N, K) int32."""
-    _quantizing().excess(x, codes, channel, pair, lost)
+    loop("excess")(x, codes, channel, pair, lost)
 
 
 def squared_error(lower: Array, upper: Array, count: Array, rmin: Array, rmax: Array, levels: int) -> Array:
     """observers.squared_error over bins (B,) for candidate ranges (n,), all float64 -> (n,)."""
-    return _quantizing().squared_error(lower, upper, count, rmin, rmax, float(levels))
+    found = np.empty(rmin.size)
+    loop("squared_error")(lower, upper, count, rmin, rmax, levels, found)
+    return found
 
 
 def energies(rows: Array) -> Array:
     """The sum of squares and the largest magnitude of each row of rows (n, k) float32 -> (2, n) float64."""
-    return _quantizing().energies(rows)
+    found = np.empty((2, len(rows)))
+    loop("energies")(rows, found)
+    return found
 
 
 def rounding_errors(rows: Array, scale: Array, low: Array, high: Array, total: Array) -> None:
@@ -96,7 +101,7 @@ def rounding_errors(rows: Array, scale: Array, low: Array, high: Array, total: A
 
     All float32, but float64 for the total.
     """
-    _quantizing().rounding_errors(rows, scale, low, high, total)
+    loop("rounding_errors")(rows, scale, low, high, total)
 
 
 def round_block(
@@ -108,19 +113,4 @@ def round_block(
     (G, M), all float32; low and high (G, M) int32 are the least and largest codes; pair_limit, if not 0, is the largest
     magnitude that the sum of codes 2j and 2j + 1 may get.
     """
-    return int(_quantizing().round_block(codes, gradient, moments, change, scale, low, high, pair_limit))
-
-
-@lru_cache(maxsize=1)
-def _counting() -> Any:
-    return import_module("onnxq.compiled.counting")
-
-
-@lru_cache(maxsize=1)
-def _op() -> Any:
-    return import_module("onnxq.compiled.op")
-
-
-@lru_cache(maxsize=1)
-def _quantizing() -> Any:
-    return import_module("onnxq.compiled.quantizing")
+    return loop("round_block")(codes, gradient, moments, change, scale, low, high, pair_limit)

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx
 
+from onnxq import native, proof, runtime
 from onnxq import passes as p
-from onnxq import proof, runtime
 from onnxq.calibration import Calibration
 from onnxq.collection import Collecting
 from onnxq.cones import cones_of
@@ -85,6 +85,7 @@ def prepare(
         )
     collected = Calibration.load(Path(calibration)) if isinstance(calibration, (str, Path)) else calibration
     collected = None if collected is None else collected.copy()
+    native.make_ready(progress)
     graph = Graph.from_proto(source.proto, source.folder, source.store)
     given = graph.to_stored_proto()
     size = size_of(given)

@@ -19,15 +19,14 @@ import numpy as np
 from onnxq import kernels
 from onnxq.blocks import Blocks
 from onnxq.capi import array_at
+from onnxq.compiled.records import FAILED, FINE, GROW, HEADER, RECORD
 from onnxq.equalization import Scaled
 from onnxq.errors import CalibrationError
 from onnxq.pages import new_scratch
 from onnxq.sketch import Look, TensorSketch
 
 ASK = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
-TAKE, GROW = 0, 1  # what compiled code asks for, as compiled/op.py has them
 MOST_TAKEN = 64  # samples whose extremes are held before the sketches are told of them
-FINE, FAILED = 0, 2  # of a header; in between it is busy, or an exception left it so
 Visit = Callable[[int, np.ndarray | Blocks], None]  # the number of a reading, and the tensor
 
 
@@ -44,10 +43,9 @@ class Tally:
     """What one run of the model counts into, before it is taken into the sketches or taken away again."""
 
     def __init__(self, sketches: Mapping[str, TensorSketch], readings: Sequence[Reading], lanes: int) -> None:
-        header, record, _ = kernels.tally_types()
         self.readings, self.sketches = readings, [sketches[r.sketch] for r in readings]
         self._lanes = lanes
-        self._records = np.zeros(len(readings), record)
+        self._records = np.zeros(len(readings), RECORD)
         self._extents = [np.empty((2, 0), np.int32)] * len(readings)
         self._factors = [None if r.scaled is None else np.array(r.scaled.factors, np.float32) for r in readings]
         self._ends = np.empty((len(readings), 2))
@@ -58,7 +56,7 @@ class Tally:
         self._error: BaseException | None = None
         self.is_lost = False  # whether it is unknown what the last run counted
         self._scratch, self._ask = new_scratch(), _asking(self)
-        self._header = np.zeros(1, header)
+        self._header = np.zeros(1, HEADER)
         tables, seen = self._scratch
         for name, address in (
             ("records", self._records.ctypes.data), ("tables", tables.ctypes.data), ("stride", tables.shape[1]),

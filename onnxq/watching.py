@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from onnxq import capi, kernels, runtime
+from onnxq.compiled.records import OP
 from onnxq.equalization import Scaled
 from onnxq.errors import ModelError
 from onnxq.exposure import OptimizedGraph, OptimizedGraphs, Place, lanes, made_of
@@ -132,11 +133,10 @@ def _observe() -> capi.Op:
     """The op. What its nodes are told by is kept as long as the process."""
     api = capi.api()
     assert api is not None
-    _, _, kind = kernels.tally_types()
     told: list[np.ndarray] = []
 
     def kernel(first: int, number: int) -> int:
-        own = np.zeros(1, kind)
+        own = np.zeros(1, OP)
         for name, content in (
             ("first", first), ("number", number), ("lanes", lanes()), ("input", api.address("KernelContext_GetInput")),
             ("data", api.address("GetTensorMutableData")), ("info", api.address("GetTensorTypeAndShape")),

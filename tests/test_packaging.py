@@ -7,13 +7,10 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-import xxhash
 
 import onnxq
-from onnxq.compiled import counting, op, vectors
 from onnxq.passes import PASSES
 
 ROOT = Path(__file__).parent.parent
@@ -32,13 +29,6 @@ def test_passes_are_imported_as_onnxq_passes_only() -> None:
     done = subprocess.run([sys.executable, "-c", "import passes"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "import onnxq.passes, not passes" in done.stderr
-
-
-@pytest.mark.parametrize(("module", "name", "source"), [(counting, "VECTORS", vectors), (op, "COUNTING", counting)])
-def test_compiled_code_is_not_read_from_a_cache_that_is_older_than_its_parts(module: Any, name: str, source: Any) -> None:
-    content = Path(source.__file__).read_text(encoding="utf-8")
-    found = xxhash.xxh3_64_hexdigest(content.encode())
-    assert getattr(module, name) == found, f'write {name} = "{found}" in {module.__name__}'
 
 
 def test_every_folder_of_modules_is_packaged() -> None:

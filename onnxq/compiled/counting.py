@@ -1,17 +1,29 @@
-"""The loops of kernels.py that count tensors.
-
-They are compiled when this module is imported, or read from where numba has cached them.
-"""
+"""The loops of kernels.py that count tensors."""
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
+from onnxq.compiled.places import (
+    allot,
+    at_float32,
+    at_float64,
+    at_int16,
+    at_int32,
+    at_int64,
+    at_uint16,
+    at_uint32,
+    at_uint64,
+    bits_of,
+    floats,
+    is_there,
+    loop_of,
+    part,
+    release,
+)
 from onnxq.compiled.vectors import WIDE, span_count, span_rows, span_some, span_squeeze, squeeze, sum_rows, sum_some
 
-VECTORS = "cd85b45f6b1aaf72"  # XXH3 of vectors.py, for numba to compile anew when that changes
-part = numba.njit(nogil=True)  # is compiled into the functions that call it, and not read from the cache by itself
 FIRST_KEY, LAST_KEY, NO_MAGNITUDE = -(1 << 31), (1 << 31) - 1, (1 << 32) - 1
 INFINITY = 0x7F800000
 LOWEST_BIT = -200  # of an ExactSum, the first of its limbs of 32 bits
@@ -22,14 +34,19 @@ MOST_ROWS = 1 << 15
 MOST_ADDITIONS = 8  # to a limb that is handed out
 MOST_IN_CACHE = 1 << 15  # elements, for the things that are done with them one after another
 MOST_LEVELS = 7  # of sums, each of elements' digits below the units of the one before it: 2^-149 is the last
-EXTENT = "int32[::1], int32[::1], int64[:,::1]"
-COUNTS = "uint16[:,::1], int64[::1], int16[::1], int64[:,::1], int64, int64"
+call_observe_at = loop_of("observe_at", 18)
+NO_MEMORY = -2  # in place of the number of pages that are used
 
 
 @part
 def key(bits):  # each step in 32 bits: numba would widen them, and a vector would hold half as many
     a = np.int32(bits)
     return np.int32(a ^ np.int32(np.int32(a >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@part
+def element(ordered):  # of a key; both zeros are 0
+    return np.int32(key(ordered)).view(np.float32) + np.float32(0)
 
 
 @part
@@ -163,7 +180,7 @@ def settle(sums, lanes, own, number, unit, sign, total, whole):  # of `number` e
     sums[:] = np.uint64(0)
 
 
-@numba.njit("void(int64[:,:])", cache=True, nogil=True)
+@part
 def carry(limbs):
     for k in range(limbs.shape[0] - 1):
         row, next_row = limbs[k], limbs[k + 1]
@@ -196,13 +213,13 @@ def move(tables, start, row, sign):
         tables[j, start:end] = np.uint16(0)
 
 
-@numba.njit(f"int64({COUNTS})", cache=True, nogil=True)
+@part
 def drain(tables, seen, slots, rows, used, sign):
-    ends = np.array([seen[1], seen[0] ^ 0x7FFFFFFF]) & 0x7FFFFFFF  # the largest magnitudes above and below zero
-    is_there = np.array([seen[1] >= 0, seen[0] < 0])
+    ends = (seen[1] & 0x7FFFFFFF, ~seen[0] & 0x7FFFFFFF)  # the largest magnitudes above and below zero
+    sides = (seen[1] >= 0, seen[0] < 0)  # that there are elements on
     first = ((seen[2] + 1) & 0x7FFFFFFF) >> 23
     for side in range(2):
-        if not is_there[side]:
+        if not sides[side]:
             continue
         for step in range((ends[side] >> 23) + 1):
             if 0 < step < first:
@@ -263,10 +280,16 @@ def sum_of_rest(x, above, anchor):
 def observe_rows(x, first, low, high, total, tables, seen, sign):  # channel by channel, the elements of one being neighbours
     rows, channels = x.shape[1], low.size
     most = max(1, MOST_IN_CACHE // rows)  # channels that are taken together
-    bits, values, number = x.view(np.uint32).reshape(-1), x.reshape(-1), x.shape[0]
-    sums, rest, whole = np.empty(most, np.uint64), np.empty(min(rows, MOST_IN_CACHE)), np.empty(most, np.uint64)
+    bits, values, number = bits_of(x), floats(x), x.shape[0]
+    room = min(rows, MOST_IN_CACHE)
+    memory = allot((8 * most, 8 * room, 8 * most, 2 * (MOST_IN_CACHE + WIDE)))
+    if not is_there(memory):
+        release(memory)
+        return False
+    sums, rest = carray(at_uint64(memory[0]), (most,)), carray(at_float64(memory[1]), (room,))
+    whole, bins = carray(at_uint64(memory[2]), (most,)), carray(at_uint16(memory[3]), (MOST_IN_CACHE + WIDE,))
     smallest, start, additions = np.uint32(NO_MAGNITUDE), 0, 0
-    bins, few_zeros, turn = np.empty(MOST_IN_CACHE + WIDE, np.uint16), False, 0
+    few_zeros, turn = False, 0
     while start < bits.size:
         block = start // rows
         channel = (first + block) % channels
@@ -307,6 +330,8 @@ def observe_rows(x, first, low, high, total, tables, seen, sign):  # channel by 
                     additions = 0
         start = end
     seen[2] = min(seen[2], np.int64(smallest))
+    release(memory)
+    return True
 
 
 @part
@@ -337,13 +362,23 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
     blocks, width = (channels + lanes - 1) // lanes, together * lanes
     room = (width + WIDE - 1) // WIDE * WIDE  # of vectors
     step = together * max(32, MOST_IN_CACHE // width)  # rows that stay in the cache
-    step, bits = min(step, rows), x.view(np.uint32)
-    least, most, near = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(WIDE, np.uint32)
-    sums, lower, last = np.zeros(room, np.uint64), np.zeros(room, np.uint64), np.zeros(width, np.uint64)
-    bins, spare = np.empty(step * lanes + WIDE, np.uint16), np.empty(step * lanes + WIDE, np.uint16)
+    step = min(step, rows)
+    some = step * lanes
+    memory = allot((
+        4 * room, 4 * room, 4 * WIDE, 8 * room, 8 * room, 8 * width, 2 * (some + WIDE), 2 * (some + WIDE), 8 * width,
+        4 * some if channels % lanes else 4, 4 * blocks, 8 * lanes,
+    ))  # fmt: skip
+    if not is_there(memory):
+        release(memory)
+        return False
+    least, most = carray(at_int32(memory[0]), (room,)), carray(at_int32(memory[1]), (room,))
+    near, last = carray(at_uint32(memory[2]), (WIDE,)), carray(at_uint64(memory[5]), (width,))
+    sums, lower = carray(at_uint64(memory[3]), (room,)), carray(at_uint64(memory[4]), (room,))
+    bins, spare = carray(at_uint16(memory[6]), (some + WIDE,)), carray(at_uint16(memory[7]), (some + WIDE,))
     waiting = 0  # bins, of the block before, which are counted while there is something else to do
-    rest, packed = np.empty(width), np.empty(step * lanes if channels % lanes else 0, np.uint32)
-    uncarried, whole = np.zeros(blocks, np.int32), np.empty(lanes, np.uint64)
+    rest, packed = carray(at_float64(memory[8]), (width,)), carray(at_uint32(memory[9]), (some,))
+    uncarried, whole = carray(at_int32(memory[10]), (blocks,)), carray(at_uint64(memory[11]), (lanes,))
+    sums[:], lower[:], last[:], uncarried[:] = np.uint64(0), np.uint64(0), np.uint64(0), np.int32(0)
     few_zeros, turn = False, 0
     for b in range(x.shape[0]):
         channel = (first + b) % blocks * lanes
@@ -353,7 +388,7 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
         unit, since, since_lower, additions = 0, 0, 0, 2  # of the sums; rows in them, in two levels; to the limbs
         for start in range(0, rows, step):
             end = min(rows, start + step)
-            block, values = bits[b, start:end].reshape(-1), x[b, start:end].reshape(-1)
+            block, values = bits_of(x[b, start:end]), floats(x[b, start:end])
             number, source = block.size // width, block.ctypes.data  # of rows of vectors
             odd = number * width
             is_spanned = own == lanes and width == WIDE
@@ -369,7 +404,7 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
                 k = 0
                 for r in range(start, end):
                     for c in range(own):
-                        packed[k] = bits[b, r, c]
+                        packed[k] = block[(r - start) * lanes + c]
                         k += 1
                 few_zeros = count(packed[:k], tables, turn, few_zeros, spare)
             turn += 1
@@ -417,34 +452,51 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
         for k in range(WIDE):
             seen[2] = min(seen[2], np.int64(near[k]))
     count_bins(bins[:waiting], tables, turn)
+    release(memory)
+    return True
 
 
-@numba.njit(f"int64(float32[:,:,::1], int64, boolean, {EXTENT}, {COUNTS})", cache=True, nogil=True)
-def observe(x, first, is_new, low, high, total, tables, seen, slots, pages, used, sign):
+@part
+def observe_at(
+    data, number, rows, lanes, first, is_new, lows, highs, channels, totals, counts, stride, span, pages, places, capacity,
+    used, sign,
+):  # fmt: skip
+    x = carray(at_float32(data), (number, rows, lanes))
+    low, high = carray(at_int32(lows), (channels,)), carray(at_int32(highs), (channels,))
+    total, seen = carray(at_int64(totals), (LIMBS, channels)), carray(at_int64(span), (3,))
+    tables = carray(at_uint16(counts), (8, stride))
     if is_new:
         low[:], high[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY)
-    if x.shape[2] == 1:
-        observe_rows(x, first, low, high, total, tables, seen, sign)
+    if lanes == 1:
+        is_done = observe_rows(x, first, low, high, total, tables, seen, sign)
     else:
-        observe_blocks(x, first, low, high, total, tables, seen, sign)
-    for c in range(low.size):
+        is_done = observe_blocks(x, first, low, high, total, tables, seen, sign)
+    if not is_done:
+        return NO_MEMORY
+    for c in range(channels):
         seen[0], seen[1] = min(seen[0], np.int64(low[c])), max(seen[1], np.int64(high[c]))
-    return drain(tables, seen, slots, pages, used, sign)
+    return drain(tables, seen, carray(at_int16(pages), (512,)), carray(at_int64(places), (capacity, 128)), used, sign)
 
 
-@numba.njit("UniTuple(float64, 2)(int32[::1], int32[::1])", cache=True)
-def ends(low, high):
-    both = np.array([LAST_KEY, FIRST_KEY], np.int32)
+@part
+def observe(x, first, is_new, low, high, total, tables, seen, slots, rows, used, sign):
+    return call_observe_at((
+        x.ctypes.data, x.shape[0], x.shape[1], x.shape[2], first, is_new, low.ctypes.data, high.ctypes.data, low.size,
+        total.ctypes.data, tables.ctypes.data, tables.shape[1], seen.ctypes.data, slots.ctypes.data, rows.ctypes.data,
+        rows.shape[0], used, sign,
+    ))  # fmt: skip
+
+
+@part
+def ends(low, high, found):
+    least, most = np.int32(LAST_KEY), np.int32(FIRST_KEY)
     for c in range(low.size):
-        both[0], both[1] = min(both[0], low[c]), max(both[1], high[c])
-    both[0], both[1] = key(both[0]), key(both[1])
-    found = both.view(np.float32)
-    return np.float64(found[0]) + 0.0, np.float64(found[1]) + 0.0
+        least, most = min(least, low[c]), max(most, high[c])
+    found[0], found[1] = element(least), element(most)
 
 
-@numba.njit("void(int32[::1], int32[::1], float32[::1], float32[::1])", cache=True)
+@part
 def widen(low, high, minimum, maximum):
-    zero = np.float32(0)
     for c in range(low.size):
-        minimum[c] = min(minimum[c], np.int32(key(low[c])).view(np.float32) + zero)
-        maximum[c] = max(maximum[c], np.int32(key(high[c])).view(np.float32) + zero)
+        minimum[c] = min(minimum[c], element(low[c]))
+        maximum[c] = max(maximum[c], element(high[c]))

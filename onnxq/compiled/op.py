@@ -2,72 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
-from llvmlite import ir
 from numba import carray  # pyright: ignore[reportPrivateImportUsage]
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
-from onnxq.compiled.counting import LIMBS, carry, drain, ends, observe, widen
+from onnxq.compiled.counting import LIMBS, NO_MEMORY, carry, drain, ends, observe, widen
+from onnxq.compiled.places import (
+    allot,
+    at,
+    at_float32,
+    at_int16,
+    at_int32,
+    at_int64,
+    at_uint16,
+    call,
+    is_there,
+    on_stack,
+    part,
+    release,
+)
+from onnxq.compiled.records import BUSY, FAILED, FINE, GROW, HEADER, OP, RECORD, TAKE
 
-COUNTING = "eebb867a70d9aeda"  # XXH3 of counting.py, for numba to compile anew when that changes
-part = numba.njit(nogil=True)  # is compiled into the functions that call it, and not read from the cache by itself
-OP = np.dtype([
-    (name, np.int64)
-    for name in ("first", "number", "lanes", "input", "data", "info", "kind", "rank", "dims", "release")
-])  # fmt: skip
-HEADER = np.dtype([(name, np.int64) for name in ("records", "tables", "stride", "seen", "ask", "asks_always", "failed")])
-RECORD = np.dtype([
-    (name, np.int64)
-    for name in (
-        "by_channel", "axis", "blocked", "channels", "low", "high", "minimum", "maximum", "total", "uncarried", "factors",
-        "number", "slots", "rows", "capacity", "used", "size",
-    )
-])  # fmt: skip
 FLOAT = 1  # as ONNX numbers the types of elements
-TAKE, GROW = 0, 1  # what Python is asked for: to take in an array, or more rows for the pages
-FINE, BUSY, FAILED = 0, 1, 2  # `failed` of a header: busy until an array is counted, so that an exception leaves it so
+MOST_AXES = 64  # of an array
 MOST_LANES = 1 << 16  # of an array with its channels last, and
 MOST_AT_ONCE = 1 << 18  # elements, as pages.py has them
 SCALED_AT_ONCE = 1 << 15  # for them to stay in the cache
 MOST_UNCARRIED = 512  # arrays in a total, besides those that Python adds
-
-
-def at(kind) -> Any:  # what gives the place in memory of an address
-    pointer = types.CPointer(numba.from_dtype(np.dtype(kind)))
-
-    @intrinsic
-    def place(typing, address):
-        def code(context, builder, signature, arguments):
-            return builder.inttoptr(arguments[0], context.get_value_type(pointer))
-
-        return pointer(types.int64), code
-
-    return place
-
-
 at_op, at_header, at_record = at(OP), at(HEADER), at(RECORD)
-at_float32, at_uint16, at_int16, at_int32, at_int64 = at("f4"), at("u2"), at("i2"), at("i4"), at("i8")
-
-
-def calling() -> Any:  # what calls a C function of some int64, by its address
-    @intrinsic
-    def call(typing, function, arguments):
-        def code(context, builder, signature, values):
-            word = ir.IntType(64)
-            kind = ir.FunctionType(word, [word] * len(arguments))
-            place = builder.inttoptr(values[0], kind.as_pointer())
-            return builder.call(place, cgutils.unpack_tuple(builder, values[1]))
-
-        return types.int64(types.int64, arguments), code
-
-    return call
-
-
-call = calling()
+word, axes = on_stack(8), on_stack(8 * MOST_AXES)
 
 
 @part
@@ -79,14 +41,17 @@ def product(numbers):
 
 
 @part
-def scale(x, first, factors, made):  # blocks of channels, see Blocks, times factors (C,); `first` is the number of the first
+def scale(
+    x, first, factors, row, made
+):  # blocks of channels, see Blocks, times factors (C,); `first` is the number of the first
     blocks, rows, lanes = x.shape
     of_all = (factors.size + lanes - 1) // lanes
-    row = np.ones(lanes, np.float32)
+    row[:] = np.float32(1)
     for b in range(blocks):
         start = (first + b) % of_all * lanes
         own = min(lanes, factors.size - start)
-        row[:own] = factors[start : start + own]
+        for lane in range(own):
+            row[lane] = factors[start + lane]
         if lanes == 1:
             factor = row[0]
             for r in range(rows):
@@ -98,7 +63,7 @@ def scale(x, first, factors, made):  # blocks of channels, see Blocks, times fac
 
 
 @part
-def add_in(x, first, is_new, header, records, place):  # what Pages.count does
+def add_in(x, first, is_new, header, records, place):  # what Pages.count does; whether it was done
     record = records[place]
     channels = record.channels
     tables = carray(at_uint16(header.tables), (8, header.stride))
@@ -112,19 +77,22 @@ def add_in(x, first, is_new, header, records, place):  # what Pages.count does
         carry(total)
         records[place].uncarried = 0
     records[place].uncarried += 1
-    used = observe(x, first, is_new, low, high, total, tables, seen, slots, rows, record.used, 1)
+    used = observe(x, first, np.int64(is_new), low, high, total, tables, seen, slots, rows, record.used, 1)
     while used < 0:
+        if used == NO_MEMORY:
+            return False
         call(header.ask, (GROW, place, 0, 0, 0, 0))
         if header.failed == FAILED:
-            return
+            return False
         capacity = records[place].capacity
         rows = carray(at_int64(records[place].rows), (capacity, 128))
         used = drain(tables, seen, slots, rows, records[place].used, 1)
     records[place].used = used
+    return True
 
 
 @part
-def take(values, dims, lanes, header, records, place):  # whether the array was counted here; Python does the rest
+def take(values, dims, lanes, header, records, place):  # whether the array was seen to here; Python does the rest
     record = records[place]
     if record.by_channel and not -dims.size <= record.axis < dims.size:
         return False
@@ -157,18 +125,25 @@ def take(values, dims, lanes, header, records, place):  # whether the array was 
     factors = carray(at_float32(record.factors), (record.number,))
     block = inner * width
     together, rows = max(1, most // block), min(inner, max(1, most // width))
-    made = np.empty(together * rows * width if record.factors else 0, np.float32)
+    memory = allot((4 * together * rows * width, 4 * width) if record.factors else (4, 4))
+    if not is_there(memory):
+        header.failed = FAILED
+    factors_of_row = carray(at_float32(memory[1]), (width,))
     for k in range(0, count, together):
         number = min(together, count - k)
         for row in range(0, inner, rows):
             some = min(rows, inner - row)
             start = k * block + row * width
-            x = values[start : start + number * some * width].reshape(number, some, width)
+            if header.failed == FAILED:
+                break
+            x = carray(at_float32(values[start:].ctypes.data), (number, some, width))
             if record.factors:
-                scaled = made[: x.size]
-                scale(x, k, factors, scaled.reshape(x.shape))
-                x = scaled.reshape(x.shape) if record.by_channel else scaled.reshape(1, x.size, 1)
-            add_in(x, k, k == 0 and row == 0, header, records, place)
+                scaled = carray(at_float32(memory[0]), x.shape)
+                scale(x, k, factors, factors_of_row, scaled)
+                x = scaled if record.by_channel else carray(at_float32(memory[0]), (1, x.size, 1))
+            if not add_in(x, k, k == 0 and row == 0, header, records, place):
+                header.failed = FAILED
+    release(memory)
     if header.failed != FAILED:
         records[place].size = size
     return True
@@ -176,8 +151,8 @@ def take(values, dims, lanes, header, records, place):  # whether the array was 
 
 @part
 def count_one(own, context, headers):
-    found = np.empty(1, np.int64)
-    answer = found.ctypes.data
+    answer = word()
+    found = carray(at_int64(answer), (1,))
     records = carray(at_record(headers[0].records), (own.first + own.number,))
     call(own.input, (context, 0, answer))
     value = found[0]
@@ -187,7 +162,10 @@ def count_one(own, context, headers):
     call(own.kind, (info, answer))
     kind = found[0]
     call(own.rank, (info, answer))
-    dims = np.empty(found[0], np.int64)
+    dims = carray(at_int64(axes()), (found[0],))
+    if dims.size > MOST_AXES:
+        headers[0].failed = FAILED
+        return
     call(own.dims, (info, dims.ctypes.data, dims.size))
     call(own.release, (info,))
     size = product(dims)
@@ -204,11 +182,11 @@ def count_one(own, context, headers):
             return
 
 
-@numba.cfunc("void(int64, int64)", cache=True)
+@part
 def count_input(op, context):
     own = carray(at_op(op), (1,))[0]
-    found = np.empty(1, np.int64)
-    answer = found.ctypes.data
+    answer = word()
+    found = carray(at_int64(answer), (1,))
     call(own.input, (context, 1, answer))
     call(own.data, (found[0], answer))
     headers = carray(at_header(carray(at_int64(found[0]), (1,))[0]), (1,))
@@ -219,10 +197,7 @@ def count_input(op, context):
             headers[0].failed = FINE
 
 
-RECORDS = numba.from_dtype(RECORD)[::1]
-
-
-@numba.njit(types.boolean(RECORDS, types.float64[:, ::1]), cache=True)
+@part
 def ends_of(records, found):
     is_finite = True
     for k in range(records.size):
@@ -232,12 +207,12 @@ def ends_of(records, found):
             continue
         low = carray(at_int32(record.low), (record.channels,))
         high = carray(at_int32(record.high), (record.channels,))
-        found[k, 0], found[k, 1] = ends(low, high)
+        ends(low, high, found[k])
         is_finite &= np.isfinite(found[k, 0]) and np.isfinite(found[k, 1])
-    return is_finite
+    return np.int64(is_finite)
 
 
-@numba.njit(types.void(RECORDS), cache=True)
+@part
 def widen_by(records):
     for k in range(records.size):
         record = records[k]

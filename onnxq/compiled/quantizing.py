@@ -1,11 +1,14 @@
-"""The loops of kernels.py that tell what rounding costs, and that round; compiled or read from a cache as in counting.py."""
+"""The loops of kernels.py that tell what rounding costs, and that round."""
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
-part = numba.njit(nogil=True)  # is compiled into the functions that call it, and not read from the cache by itself
+from onnxq.compiled.places import at_float32, at_float64, on_stack, part
+
+PIECE = 1024
+piece, eight = on_stack(4 * PIECE), on_stack(8 * 8)
 
 
 @part
@@ -26,7 +29,7 @@ def add_squares(x, sums):
         sums[k - whole] += np.float64(x[k]) * np.float64(x[k])
 
 
-@numba.njit("void(int32[:,::1], int32[:,::1], int64[::1], int64[::1], int64[:,::1])", cache=True, nogil=True)
+@part
 def excess(x, codes, channel, pair, lost):
     for k in range(channel.size):
         c, j = channel[k], 2 * pair[k]
@@ -39,11 +42,9 @@ def excess(x, codes, channel, pair, lost):
                 lost[c, r] += product + 32768
 
 
-@numba.njit(
-    "float64[::1](float64[::1], float64[::1], float64[::1], float64[::1], float64[::1], float64)", cache=True, nogil=True
-)
-def squared_error(lower, upper, count, rmin, rmax, levels):
-    total = np.zeros(rmin.size)
+@part
+def squared_error(lower, upper, count, rmin, rmax, levels, total):
+    total[:] = 0.0
     for c in range(rmin.size):
         scale = max((rmax[c] - rmin[c]) / levels, 1e-300)
         zero = np.rint(-rmin[c] / scale)
@@ -62,12 +63,10 @@ def squared_error(lower, upper, count, rmin, rmax, levels):
             else:
                 mean = (off_a * scale) ** 2 + over_a**2 + under_a**2
             total[c] += max(mean, 0.0) * count[k]
-    return total
 
 
-@numba.njit("float64[:,::1](float32[:,::1])", cache=True, nogil=True)
-def energies(rows):
-    found = np.empty((2, rows.shape[0]))
+@part
+def energies(rows, found):
     for r in range(rows.shape[0]):
         total, peak = 0.0, 0.0
         for k in range(rows.shape[1]):
@@ -75,31 +74,25 @@ def energies(rows):
             total += w * w
             peak = max(peak, abs(w))
         found[0, r], found[1, r] = total, peak
-    return found
 
 
-@numba.njit("void(float32[:,::1], float32[::1], float32[::1], float32[::1], float64[::1])", cache=True, nogil=True)
+@part
 def rounding_errors(rows, scale, low, high, total):
-    off, sums = np.empty(1024, np.float32), np.zeros(8)
+    off, sums = carray(at_float32(piece()), (PIECE,)), carray(at_float64(eight()), (8,))
     for c in range(rows.shape[0]):
         s, a, b = scale[c], low[c], high[c]
-        sums[:] = 0
-        for start in range(0, rows.shape[1], 1024):
-            x = rows[c, start : start + 1024]
+        sums[:] = 0.0
+        for start in range(0, rows.shape[1], PIECE):
+            x = rows[c, start : start + PIECE]
             for k in range(x.size):
                 off[k] = np.rint(min(max(x[k] / s, a), b)) * s - x[k]
             add_squares(off[: x.size], sums)
-        total[c] = sums.sum()
+        total[c] = np.float64(0)
+        for k in range(8):
+            total[c] += sums[k]
 
 
-CUBE = "float32[:,:,::1]"
-
-
-@numba.njit(
-    f"int64(int32[:,:,::1], {CUBE}, {CUBE}, {CUBE}, float32[:,::1], int32[:,::1], int32[:,::1], int32)",
-    cache=True,
-    nogil=True,
-)
+@part
 def round_block(codes, gradient, moments, change, scale, low, high, pair_limit):
     changed, columns = 0, codes.shape[2]
     for group in range(codes.shape[0]):

@@ -1,0 +1,165 @@
+"""Native: the compiled loops as C functions, of machine code that is kept in a file.
+
+numba takes up to a second to be imported, and most of a minute to compile them. So it does that once; from then on its
+machine code is loaded as it is, without numba. A file is for these sources and versions, and for this kind of processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import xxhash
+
+from onnxq import compiled
+from onnxq.compiled import GIVING, LOOPS, SHORT
+from onnxq.compiled.records import RECORD
+from onnxq.errors import OutputError
+from onnxq.files import write_whole
+
+HASH_BYTES = 16
+Progress = Callable[[str, int, int | None], None]
+_lock = threading.Lock()
+
+
+class Loop:
+    """A compiled loop: it takes arrays that are contiguous and of the types that LOOPS tells, and numbers."""
+
+    def __init__(self, address: int, takes: Sequence[str], *, gives: bool, is_short: bool) -> None:
+        self.address, self._number = address, len(takes)
+        self._arrays = [(k, *_array(take)) for k, take in enumerate(takes) if take.endswith("]")]
+        kinds = [ctypes.c_double if take == "float64" else ctypes.c_int64 for take in takes]
+        make = ctypes.PYFUNCTYPE if is_short else ctypes.CFUNCTYPE  # the latter lets other threads of Python go on
+        self._function = make(ctypes.c_int64 if gives else None, *kinds)(address)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The whole number that it gives, or None. Raises TypeError where an argument is none that it takes."""
+        if len(arguments) != self._number:
+            raise TypeError(f"a loop takes {self._number} arguments, not {len(arguments)}")
+        given = list(arguments)
+        for k, dtype, rank in self._arrays:
+            array = given[k]
+            if array.ndim != rank or array.dtype != dtype or not array.flags.c_contiguous:
+                raise TypeError(f"a loop takes {dtype} of {rank} axes, contiguous, not {array.dtype}{array.shape}")
+            given[k] = id(array)
+        return self._function(*given)
+
+
+def _array(take: str) -> tuple[np.dtype, int]:
+    """The type and the number of axes of an array, as LOOPS tells them."""
+    kind, _, rank = take.rstrip("]").partition("[")
+    return RECORD if kind == "RECORD" else np.dtype(kind), int(rank)
+
+
+@lru_cache(maxsize=64)
+def loop(name: str) -> Loop:
+    """A loop of the compiled package, by its name there."""
+    with _lock:  # for threads not to compile the same
+        return _loaded()[name]
+
+
+@lru_cache(maxsize=1)
+def _loaded() -> dict[str, Loop]:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(_machine_code()))
+    engine.finalize_object()
+    _engines.append(engine)
+    return {
+        name: Loop(engine.get_function_address(name), takes, gives=name in GIVING, is_short=name in SHORT)
+        for loops in LOOPS.values()
+        for name, takes in loops.items()
+    }
+
+
+_engines: list[Any] = []  # whose memory the functions are in
+
+
+def make_ready(progress: Progress | None) -> None:
+    """Compile the loops where that was not done before, and tell of it: it takes a while."""
+    if progress is not None and _kept() is None:
+        progress("compiling, once", 0, None)
+    loop("carry")
+
+
+def _machine_code() -> bytes:
+    """The machine code out of its file, or compiled now, and written for the next time where that can be."""
+    found = _kept()
+    if found is not None:
+        return found
+    from onnxq.compiled.compiling import machine_code
+
+    content = machine_code(_target())
+    for path in _files():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, xxhash.xxh3_128_digest(content) + content)
+        except (OSError, OutputError):
+            continue
+        break
+    return content
+
+
+def _kept() -> bytes | None:
+    """What a file holds."""
+    return next((found for path in _files() if (found := _read(path)) is not None), None)
+
+
+def _files() -> list[Path]:
+    """Where the machine code may be: beside its source, where numba and Python keep theirs, or with the user."""
+    return [folder / f"loops-{_key()}.o" for folder in (Path(compiled.__file__).parent / "__pycache__", _cache())]
+
+
+def _read(path: Path) -> bytes | None:
+    """What was written; None where there is none, or not what was written."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    known, content = content[:HASH_BYTES], content[HASH_BYTES:]
+    return content if xxhash.xxh3_128_digest(content) == known else None
+
+
+def _cache() -> Path:
+    """Where files of this user go that can be made again."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "onnxq"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "onnxq"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxq"
+
+
+@lru_cache(maxsize=1)
+def _key() -> str:
+    """A hash of all that machine code comes from."""
+    found = xxhash.xxh3_64()
+    for path in sorted(Path(compiled.__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    versions = [version(name) for name in ("numba", "llvmlite", "numpy")]
+    found.update(repr((*versions, object.__basicsize__, platform.python_version(), *_processor())).encode())
+    return found.hexdigest()
+
+
+def _processor() -> tuple[str, str]:
+    """The processor's name and its features, as LLVM has them; as numba, from the environment if they are there."""
+    name = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    return name, llvm.get_host_cpu_features().flatten() if features is None else features
+
+
+def _target() -> llvm.TargetMachine:
+    name, features = _processor()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=name, features=features, opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )

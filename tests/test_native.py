@@ -1,0 +1,148 @@
+"""native.py: the loops of the compiled package as machine code, out of a file or compiled anew."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxq import compiled, kernels, native
+from onnxq.compiled import LOOPS, SHORT, compiling
+from onnxq.errors import OnnxqError
+
+CODE = native._machine_code()
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Where machine code is kept during a test, in which loops are loaded anew and compiling takes no time."""
+    found = [tmp_path / "package" / "loops.o", tmp_path / "user" / "loops.o"]
+    monkeypatch.setattr(native, "_files", lambda: found)
+    monkeypatch.setattr(compiling, "machine_code", lambda _: CODE)
+    native._loaded.cache_clear()
+    native.loop.cache_clear()
+    yield found
+    native._loaded.cache_clear()
+    native.loop.cache_clear()
+
+
+def never(*_: Any) -> bytes:
+    raise AssertionError("it is compiled")
+
+
+def test_a_process_that_finds_machine_code_does_without_numba(tmp_path: Path, models: Path) -> None:
+    code = f"""
+import sys, numpy as np, onnxq
+model, data = {str(models / "residual.onnx")!r}, {str(models / "digits_calibration.npz")!r}
+onnxq.quantize(model, data, max_samples=8, validate=False, target="cpu")
+print([m for m in ("numba", "onnxq.compiled.counting") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_was_compiled_is_kept_and_found(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels.carry(np.zeros((3, 2), np.int64))
+    assert files[0].is_file()
+    assert not files[1].exists()
+    native._loaded.cache_clear()
+    monkeypatch.setattr(compiling, "machine_code", never)
+    kernels.carry(np.zeros((3, 2), np.int64))
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:-1], lambda c: c[:40] + bytes([c[40] ^ 1]) + c[41:], lambda c: b""])
+def test_machine_code_that_is_damaged_is_not_run(files: list[Path], damage: Any) -> None:
+    kernels.carry(np.zeros((3, 2), np.int64))
+    whole = files[0].read_bytes()
+    files[0].write_bytes(damage(whole))
+    native._loaded.cache_clear()
+    native.loop.cache_clear()
+    kernels.carry(np.zeros((3, 2), np.int64))
+    assert files[0].read_bytes() == whole
+
+
+def test_machine_code_goes_to_the_user_where_the_package_cannot_have_it(files: list[Path]) -> None:
+    files[0].parent.write_text("no folder")
+    kernels.carry(np.zeros((3, 2), np.int64))
+    assert files[1].is_file()
+
+
+def test_loops_run_where_nothing_can_be_written(files: list[Path]) -> None:
+    for path in files:
+        path.parent.write_text("no folder")
+    limbs = np.array([[1 << 40], [0]], np.int64)
+    kernels.carry(limbs)
+    assert limbs.tolist() == [[0], [1 << 8]]
+
+
+def test_it_is_told_that_loops_are_compiled(files: list[Path]) -> None:
+    told: list[str] = []
+    for _ in range(2):
+        native.make_ready(lambda what, *_: told.append(what))
+        native._loaded.cache_clear()
+        native.loop.cache_clear()
+    assert told == ["compiling, once"]
+
+
+def test_machine_code_is_of_the_sources_and_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loops.py").write_text("a")
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "__init__.py"))
+    keys = [native._key.__wrapped__()]
+    monkeypatch.setenv("NUMBA_CPU_NAME", "haswell")
+    keys.append(native._key.__wrapped__())
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "+avx2")
+    keys.append(native._key.__wrapped__())
+    (tmp_path / "loops.py").write_text("b")
+    keys.append(native._key.__wrapped__())
+    assert len({*keys}) == 4
+    assert keys[-1] == native._key.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    "limbs",
+    [np.zeros((3, 2), np.int32), np.zeros((3, 2), ">i8"), np.zeros(3, np.int64), np.zeros((4, 4), np.int64)[:, ::2]],
+)
+def test_a_loop_takes_no_array_that_it_would_read_wrongly(limbs: np.ndarray) -> None:
+    with pytest.raises(TypeError, match="a loop takes int64 of 2 axes, contiguous, not "):
+        native.loop("carry")(limbs)
+
+
+def test_a_loop_takes_as_many_arguments_as_it_has() -> None:
+    with pytest.raises(TypeError, match="a loop takes 6 arguments, not 1"):
+        native.loop("drain")(np.zeros((8, 256), np.uint16))
+
+
+def test_loops_have_names_of_their_own() -> None:
+    names = [name for loops in LOOPS.values() for name in loops]
+    assert len({*names}) == len(names)
+    assert {*SHORT} <= {*names}
+    assert {*compiled.GIVING} <= {*names}
+
+
+@pytest.mark.parametrize("name", ["pow", "NRT_Allocate", "numba_attempt_nocopy_reshape"])
+def test_compiled_code_may_not_ask_for_what_is_not_there(name: str) -> None:
+    line = f"declare double @{name}(double, double) local_unnamed_addr #2"
+    with pytest.raises(OnnxqError, match=f"compiled code asks for {name}"):
+        compiling._alone(line)
+
+
+def test_what_tells_python_of_exceptions_does_nothing() -> None:
+    text = "@PyExc_RuntimeError = external global i8\ndeclare noalias ptr @numba_unpickle(ptr, i32) local_unnamed_addr #2\n"
+    found = compiling._alone(text)
+    assert "external" not in found
+    assert re.search(
+        r"define internal noalias ptr @numba_unpickle\(ptr, i32\) local_unnamed_addr \{\nret ptr zeroinit", found
+    )
+
+
+def test_a_short_loop_holds_other_threads_of_python() -> None:
+    held = native.loop("ends")._function
+    assert held._flags_ & ctypes._FUNCFLAG_PYTHONAPI  # type: ignore[attr-defined]
+    assert not native.loop("carry")._function._flags_ & ctypes._FUNCFLAG_PYTHONAPI  # type: ignore[attr-defined]
