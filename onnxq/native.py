@@ -12,6 +12,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ from onnxq.errors import OutputError
 from onnxq.files import write_whole
 
 HASH_BYTES = 16
+ANY = "carry"  # with one of them all are loaded
 Progress = Callable[[str, int, int | None], None]
 _lock = threading.Lock()
 
@@ -88,9 +90,12 @@ _engines: list[Any] = []  # whose memory the functions are in
 
 def make_ready(progress: Progress | None) -> None:
     """Compile the loops where that was not done before, and tell of it: it takes a while."""
-    if progress is not None and _kept() is None:
-        progress("compiling, once", 0, None)
-    loop("carry")
+    if progress is None or _kept() is not None:
+        loop(ANY)
+        return
+    progress("compiling, once", 0, 1)
+    loop(ANY)
+    progress("compiling, once", 1, 1)
 
 
 def _machine_code() -> bytes:
@@ -118,7 +123,8 @@ def _kept() -> bytes | None:
 
 def _files() -> list[Path]:
     """Where the machine code may be: beside its source, where numba and Python keep theirs, or with the user."""
-    return [folder / f"loops-{_key()}.o" for folder in (Path(compiled.__file__).parent / "__pycache__", _cache())]
+    folders = [Path(compiled.__file__).parent / "__pycache__", _cache()]
+    return [folder / f"loops-{_key()}.o" for folder in folders if folder is not None]
 
 
 def _read(path: Path) -> bytes | None:
@@ -131,13 +137,19 @@ def _read(path: Path) -> bytes | None:
     return content if xxhash.xxh3_128_digest(content) == known else None
 
 
-def _cache() -> Path:
-    """Where files of this user go that can be made again."""
+def _cache() -> Path | None:
+    """Where files of this user go that can be made again; None of a user that has no home."""
+    with suppress(RuntimeError):
+        return _cache_in(Path.home())
+    return None
+
+
+def _cache_in(home: Path) -> Path:
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "onnxq"
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "onnxq"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "onnxq"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxq"
+        return home / "Library" / "Caches" / "onnxq"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "onnxq"
 
 
 @lru_cache(maxsize=1)

@@ -82,13 +82,21 @@ def test_loops_run_where_nothing_can_be_written(files: list[Path]) -> None:
     assert limbs.tolist() == [[0], [1 << 8]]
 
 
+def test_a_user_without_a_home_has_the_folder_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", lost)
+    assert [path.parent.name for path in native._files()] == ["__pycache__"]
+
+
 def test_it_is_told_that_loops_are_compiled(files: list[Path]) -> None:
     told: list[str] = []
     for _ in range(2):
         native.make_ready(lambda what, *_: told.append(what))
         native._loaded.cache_clear()
         native.loop.cache_clear()
-    assert told == ["compiling, once"]
+    assert told == ["compiling, once"] * 2  # before and after, the first time
 
 
 def test_machine_code_is_of_the_sources_and_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
