@@ -32,6 +32,7 @@ class FuseInstancenorm(Pass):
     def apply(self, model: Model) -> int:
         graph, fused = model.graph, 0
         for pattern in (AFFINE, NORMALIZED):
+            before = fused
             for root in graph.find("Add", "Mul", "Div"):
                 found = match(graph, root, pattern)
                 if found is None or not is_float32(found.tensors["x"]):
@@ -47,7 +48,8 @@ class FuseInstancenorm(Pass):
                 attrs = {"epsilon": found.numbers["epsilon"]}
                 substitute(graph, found, "InstanceNormalization", [found.tensors["x"], *constants], attrs)
                 fused += 1
-            graph.cleanup()
+            if fused > before:
+                graph.cleanup()
         return fused
 
 

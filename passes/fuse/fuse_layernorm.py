@@ -38,6 +38,7 @@ class FuseLayernorm(Pass):
         if graph.opset < LAYERNORM_OPSET:
             return 0
         for pattern in (AFFINE, SCALED, NORMALIZED):  # the whole before its parts
+            before = fused
             for root in graph.find("Add", "Mul", "Div"):
                 found = match(graph, root, pattern)
                 if found is None or not is_float32(found.tensors["x"]):
@@ -48,7 +49,8 @@ class FuseLayernorm(Pass):
                     continue
                 _fuse(graph, found)
                 fused += 1
-            graph.cleanup()
+            if fused > before:
+                graph.cleanup()
         return fused
 
 

@@ -45,6 +45,7 @@ class FuseRmsnorm(Pass):
     def apply(self, model: Model) -> int:
         graph, fused = model.graph, 0
         for pattern in (SCALED, _NORMALIZED):  # the whole before its part
+            before = fused
             for root in graph.find("Mul", "Div"):
                 found = match(graph, root, pattern)
                 if found is None or not is_float32(found.tensors["x"]):
@@ -62,7 +63,8 @@ class FuseRmsnorm(Pass):
                 else:
                     _write_out(graph, found, gamma)
                 fused += 1
-            graph.cleanup()
+            if fused > before:
+                graph.cleanup()
         return fused
 
 
