@@ -22,7 +22,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import xxhash
 
-from onnxq import compiled
+from onnxq import __version__, compiled
 from onnxq.compiled import GIVING, LOOPS, SHORT
 from onnxq.compiled.records import RECORD
 from onnxq.errors import OutputError
@@ -35,7 +35,7 @@ _lock = threading.Lock()
 
 
 class Loop:
-    """A compiled loop: it takes arrays that are contiguous and of the types that LOOPS tells, and numbers."""
+    """A compiled loop: it takes arrays that are laid out as C does and of the types that LOOPS tells, and numbers."""
 
     def __init__(self, address: int, takes: Sequence[str], *, gives: bool, is_short: bool) -> None:
         self.address, self._number = address, len(takes)
@@ -51,8 +51,11 @@ class Loop:
         given = list(arguments)
         for k, dtype, rank in self._arrays:
             array = given[k]
-            if array.ndim != rank or array.dtype != dtype or not array.flags.c_contiguous:
-                raise TypeError(f"a loop takes {dtype} of {rank} axes, contiguous, not {array.dtype}{array.shape}")
+            if array.ndim != rank or array.dtype != dtype or not array.flags.carray:
+                found = f"{array.dtype}{array.shape}, {_told(array)}"
+                raise TypeError(
+                    f"a loop takes {dtype} of {rank} axes, contiguous, aligned and to be written to, not {found}"
+                )
             given[k] = id(array)
         return self._function(*given)
 
@@ -61,6 +64,10 @@ def _array(take: str) -> tuple[np.dtype, int]:
     """The type and the number of axes of an array, as LOOPS tells them."""
     kind, _, rank = take.rstrip("]").partition("[")
     return RECORD if kind == "RECORD" else np.dtype(kind), int(rank)
+
+
+def _told(array: np.ndarray) -> str:
+    return ", ".join(name for name in ("c_contiguous", "aligned", "writeable") if getattr(array.flags, name))
 
 
 @lru_cache(maxsize=64)
@@ -159,7 +166,7 @@ def _key() -> str:
     for path in sorted(Path(compiled.__file__).parent.glob("*.py")):
         found.update(path.read_bytes())
     versions = [version(name) for name in ("numba", "llvmlite", "numpy")]
-    found.update(repr((*versions, object.__basicsize__, platform.python_version(), *_processor())).encode())
+    found.update(repr((__version__, *versions, object.__basicsize__, platform.python_version(), *_processor())).encode())
     return found.hexdigest()
 
 
