@@ -161,3 +161,31 @@ def test_a_short_loop_holds_other_threads_of_python() -> None:
     held = native.loop("ends")._function
     assert held._flags_ & ctypes._FUNCFLAG_PYTHONAPI  # type: ignore[attr-defined]
     assert not native.loop("carry")._function._flags_ & ctypes._FUNCFLAG_PYTHONAPI  # type: ignore[attr-defined]
+
+
+def test_a_lack_of_memory_is_told() -> None:
+    """Of loops that Python calls and of those that the runtime does, where the C library has none for them."""
+    code = """
+import ctypes
+import llvmlite.binding as llvm
+import numpy as np, onnx.parser
+none = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(lambda size: None)
+llvm.add_symbol("malloc", ctypes.cast(none, ctypes.c_void_p).value)
+from onnxq import collection, data, errors, sketch
+for axis in (None, 1):
+    try:
+        sketch.TensorSketch(axis).update(np.ones((3, 40), np.float32))
+    except MemoryError as error:
+        print(error)
+text = '<ir_version: 9, opset_import: ["" : 17]> net (float[N] x) => (float[N] y) { a = Neg (x) y = Neg (a) }'
+sample = data.Sample({"x": np.ones(40, np.float32)}, None, "sample 0")
+try:
+    collection.collect(onnx.parser.parse_model(text), {"a": None}, [sample])
+except errors.CalibrationError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        *["there is no memory to count a tensor in"] * 2,
+        "a tensor of sample 0 could not be counted, probably for lack of memory",
+    ], done.stderr
