@@ -166,19 +166,25 @@ def _key() -> str:
     for path in sorted(Path(compiled.__file__).parent.glob("*.py")):
         found.update(path.read_bytes())
     versions = [version(name) for name in ("numba", "llvmlite", "numpy")]
-    found.update(repr((__version__, *versions, object.__basicsize__, platform.python_version(), *_processor())).encode())
+    found.update(repr((__version__, *versions, object.__basicsize__, platform.python_version(), _options())).encode())
     return found.hexdigest()
 
 
-def _processor() -> tuple[str, str]:
-    """The processor's name and its features, as LLVM has them; as numba, from the environment if they are there."""
-    name = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+def _options() -> dict[str, Any]:
+    """What code is made for, as numba has it: on x86 LLVM wants code that is loaded as it is to have fixed addresses.
+
+    numba takes the name of the processor, as LLVM has it, and its features from the environment if they are there.
+    """
     features = os.environ.get("NUMBA_CPU_FEATURES")
-    return name, llvm.get_host_cpu_features().flatten() if features is None else features
+    return {
+        "cpu": os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name(),
+        "features": llvm.get_host_cpu_features().flatten() if features is None else features,
+        "reloc": "static" if llvm.get_process_triple().startswith("x86") else "default",
+        "opt": 3,
+        "codemodel": "jitdefault",
+        "jit": True,
+    }
 
 
 def _target() -> llvm.TargetMachine:
-    name, features = _processor()
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=name, features=features, opt=3, reloc="default", codemodel="jitdefault", jit=True
-    )
+    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(**_options())
