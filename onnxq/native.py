@@ -51,11 +51,10 @@ class Loop:
         given = list(arguments)
         for k, dtype, rank in self._arrays:
             array = given[k]
-            if array.ndim != rank or array.dtype != dtype or not array.flags.carray:
-                found = f"{array.dtype}{array.shape}, {_told(array)}"
-                raise TypeError(
-                    f"a loop takes {dtype} of {rank} axes, contiguous, aligned and to be written to, not {found}"
-                )
+            flags = array.flags
+            if array.ndim != rank or array.dtype != dtype or not flags.c_contiguous or not flags.writeable:
+                found = f"{array.dtype}{array.shape}"
+                raise TypeError(f"a loop takes {dtype} of {rank} axes, contiguous and to be written to, not {found}")
             given[k] = id(array)
         return self._function(*given)
 
@@ -64,10 +63,6 @@ def _array(take: str) -> tuple[np.dtype, int]:
     """The type and the number of axes of an array, as LOOPS tells them."""
     kind, _, rank = take.rstrip("]").partition("[")
     return RECORD if kind == "RECORD" else np.dtype(kind), int(rank)
-
-
-def _told(array: np.ndarray) -> str:
-    return ", ".join(name for name in ("c_contiguous", "aligned", "writeable") if getattr(array.flags, name))
 
 
 @lru_cache(maxsize=64)

@@ -134,7 +134,7 @@ class TensorSketch:
             if self.channel_axis in (None, 1):
                 return x
             x = x.plain()
-        return np.require(x, np.float32, ["C", "W"])
+        return np.require(x, np.float32, ["C", "W", "A"])
 
     def look(self, x: np.ndarray | Blocks, sign: int = 1) -> Look:
         """Count the elements of a countable array that was checked, which either is taken then, or dropped again."""

@@ -121,11 +121,10 @@ def test_machine_code_is_of_the_sources_and_of_the_processor(tmp_path: Path, mon
         np.zeros(3, np.int64),
         np.zeros((4, 4), np.int64)[:, ::2],
         np.broadcast_to(np.int64(0), (3, 1)),  # which is not to be written to
-        np.frombuffer(bytearray(8 * 6 + 1), np.int64, 6, 1).reshape(3, 2),  # not aligned
     ],
 )
 def test_a_loop_takes_no_array_that_it_would_read_wrongly(limbs: np.ndarray) -> None:
-    with pytest.raises(TypeError, match="a loop takes int64 of 2 axes, contiguous, aligned and to be written to, not "):
+    with pytest.raises(TypeError, match="a loop takes int64 of 2 axes, contiguous and to be written to, not "):
         native.loop("carry")(limbs)
 
 

@@ -321,3 +321,16 @@ def test_half_precision_is_counted_as_its_values() -> None:
     half.update(x)
     single.update(x.astype(np.float32))
     assert equal(half, single)
+
+
+def test_an_array_that_is_not_aligned_is_counted_as_another() -> None:
+    """As samples are that come out of a message, e.g. on a worker of a Dask cluster."""
+    x = np.frombuffer(bytearray(4 * 600 + 1), np.float32, 600, 1).reshape(2, 3, 100)
+    x[:] = np.random.default_rng(0).standard_normal(x.shape)
+    assert not x.flags.aligned
+    found, expected = TensorSketch(1), TensorSketch(1)
+    found.update(x)
+    expected.update(x.copy())
+    assert found.to_arrays().keys() == expected.to_arrays().keys()
+    for part, array in expected.to_arrays().items():
+        np.testing.assert_array_equal(found.to_arrays()[part], array)
