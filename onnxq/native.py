@@ -12,8 +12,8 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,34 @@ import llvmlite.binding as llvm
 import numpy as np
 import xxhash
 
-from onnxq import __version__, compiled
-from onnxq.compiled import GIVING, LOOPS, SHORT
+from onnxq import compiled
+from onnxq.compiled import GIVING, LOOPS, PREFIX, SHORT
 from onnxq.compiled.records import RECORD
 from onnxq.errors import OutputError
 from onnxq.files import write_whole
 
 HASH_BYTES = 16
+SETTINGS = (
+    "OPT",
+    "DEBUGINFO",
+    "BOUNDSCHECK",
+    "LOOP_VECTORIZE",
+    "SLP_VECTORIZE",
+    "ENABLE_AVX",
+)  # of numba, by the environment
 ANY = "carry"  # with one of them all are loaded
 Progress = Callable[[str, int, int | None], None]
 _lock = threading.Lock()
+
+
+def _unlock() -> None:
+    """In a process that was forked while another thread had the lock, which is not there to give it back."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 
 class Loop:
@@ -81,7 +99,7 @@ def _loaded() -> dict[str, Loop]:
     engine.finalize_object()
     _engines.append(engine)
     return {
-        name: Loop(engine.get_function_address(name), takes, gives=name in GIVING, is_short=name in SHORT)
+        name: Loop(engine.get_function_address(PREFIX + name), takes, gives=name in GIVING, is_short=name in SHORT)
         for loops in LOOPS.values()
         for name, takes in loops.items()
     }
@@ -92,7 +110,7 @@ _engines: list[Any] = []  # whose memory the functions are in
 
 def make_ready(progress: Progress | None) -> None:
     """Compile the loops where that was not done before, and tell of it: it takes a while."""
-    if progress is None or _kept() is not None:
+    if progress is None or _loaded.cache_info().currsize or _kept() is not None:
         loop(ANY)
         return
     progress("compiling, once", 0, 1)
@@ -105,9 +123,7 @@ def _machine_code() -> bytes:
     found = _kept()
     if found is not None:
         return found
-    from onnxq.compiled.compiling import machine_code
-
-    content = machine_code(_target())
+    content = _compiled()
     for path in _files():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,15 +134,32 @@ def _machine_code() -> bytes:
     return content
 
 
+def _compiled() -> bytes:
+    """The machine code, compiled now, also where the environment tells numba not to compile what others have."""
+    config: Any = import_module("numba.core.config")
+    is_off, config.DISABLE_JIT = config.DISABLE_JIT, 0
+    try:
+        from onnxq.compiled.compiling import machine_code
+
+        return machine_code(_target())
+    finally:
+        config.DISABLE_JIT = is_off
+
+
 def _kept() -> bytes | None:
     """What a file holds."""
     return next((found for path in _files() if (found := _read(path)) is not None), None)
 
 
 def _files() -> list[Path]:
-    """Where the machine code may be: beside its source, where numba and Python keep theirs, or with the user."""
+    """Where the machine code may be: beside its source, where numba and Python keep theirs, or with the user.
+
+    Nowhere where there are no sources to know it by.
+    """
+    if not (key := _key()):
+        return []
     folders = [Path(compiled.__file__).parent / "__pycache__", _cache()]
-    return [folder / f"loops-{_key()}.o" for folder in folders if folder is not None]
+    return [folder / f"loops-{key}.o" for folder in folders if folder is not None]
 
 
 def _read(path: Path) -> bytes | None:
@@ -140,29 +173,27 @@ def _read(path: Path) -> bytes | None:
 
 
 def _cache() -> Path | None:
-    """Where files of this user go that can be made again; None of a user that has no home."""
-    with suppress(RuntimeError):
-        return _cache_in(Path.home())
-    return None
-
-
-def _cache_in(home: Path) -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "onnxq"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "onnxq"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "onnxq"
+    """Where files of this user go that can be made again; None of a user that has no such place."""
+    if given := os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"):
+        return Path(given) / "onnxq"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home / {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache") / "onnxq"
 
 
 @lru_cache(maxsize=1)
 def _key() -> str:
-    """A hash of all that machine code comes from."""
+    """A hash of all that machine code comes from; nothing where the package has no sources."""
+    sources = sorted([*Path(compiled.__file__).parent.glob("*.py"), *Path(__file__).parent.glob("native.py")])
     found = xxhash.xxh3_64()
-    for path in sorted(Path(compiled.__file__).parent.glob("*.py")):
+    for path in sources:
         found.update(path.read_bytes())
     versions = [version(name) for name in ("numba", "llvmlite", "numpy")]
-    found.update(repr((__version__, *versions, object.__basicsize__, platform.python_version(), _options())).encode())
-    return found.hexdigest()
+    settings = [os.environ.get(f"NUMBA_{name}") for name in SETTINGS]
+    found.update(repr((*versions, object.__basicsize__, platform.python_version(), settings, _options())).encode())
+    return found.hexdigest() if sources else ""
 
 
 def _options() -> dict[str, Any]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 
-from onnxq import compiled, kernels, native
+from onnxq import compiled, kernels, native, pages
 from onnxq.compiled import LOOPS, SHORT, compiling
 from onnxq.errors import OnnxqError
 
@@ -87,13 +90,69 @@ def test_a_user_without_a_home_has_the_folder_of_the_package(monkeypatch: pytest
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", lost)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert [path.parent.name for path in native._files()] == ["__pycache__"]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert [path.parent.name for path in native._files()] == ["__pycache__", "onnxq"]
+
+
+def test_nothing_is_kept_where_there_are_no_sources_to_know_it_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a package that is a zip file, or that holds compiled modules only."""
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "onnxq.zip" / "compiled" / "__init__.py"))
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "onnxq.zip" / "native.py"))
+    native._key.cache_clear()
+    assert native._files() == []
+    native._key.cache_clear()
+
+
+def test_numba_compiles_though_the_environment_tells_it_not_to(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    config: Any = import_module("numba.core.config")
+    seen: list[int] = []
+    monkeypatch.setattr(config, "DISABLE_JIT", 1)
+    monkeypatch.setattr(compiling, "machine_code", lambda _: seen.append(config.DISABLE_JIT) or CODE)
+    native.loop("carry")
+    assert seen == [0]
+    assert config.DISABLE_JIT == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_that_is_forked_while_another_thread_loads_does_not_wait_for_it(tmp_path: Path) -> None:
+    code = """
+import os, threading
+import numpy as np
+from onnxq import kernels, native
+native._lock.acquire()  # as another thread has it
+child = os.fork()
+if not child:
+    kernels.carry(np.zeros((3, 2), np.int64))
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "7"
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 5), (2, 0, 7), (1, 3, 0), (0, 3, 2), (2, 0, 1)])
+def test_an_array_without_elements_adds_nothing(shape: tuple[int, int, int]) -> None:
+    low, high = np.zeros((2, 3), np.int32)
+    total, (tables, seen) = np.zeros((14, 3), np.int64), pages.new_scratch()
+    slots, rows = np.full(512, -1, np.int16), np.zeros((8, 128), np.int64)
+    used = kernels.observe(np.ones(shape, np.float32), 0, True, low, high, total, tables, seen, slots, rows, 0, 1)
+    assert used == 0
+    assert not total.any()
+    assert (low > high).all()
 
 
 def test_it_is_told_that_loops_are_compiled(files: list[Path]) -> None:
     told: list[str] = []
+    whole = xxhash.xxh3_128_digest(CODE) + CODE
     for _ in range(2):
         native.make_ready(lambda what, *_: told.append(what))
+        for path in files:
+            path.unlink(missing_ok=True)
+        native.make_ready(lambda what, *_: told.append(what))  # it is loaded all the same
+        files[0].write_bytes(whole)
         native._loaded.cache_clear()
         native.loop.cache_clear()
     assert told == ["compiling, once"] * 2  # before and after, the first time

@@ -11,7 +11,7 @@ import llvmlite.binding as llvm
 import numba
 from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
-from onnxq.compiled import GIVING, LOOPS, places
+from onnxq.compiled import GIVING, LOOPS, PREFIX, places
 from onnxq.compiled.records import RECORD
 from onnxq.errors import OnnxqError
 
@@ -23,10 +23,10 @@ OF_PYTHON = (  # what numba would tell Python of exceptions by, of which there a
 
 
 def machine_code(target: llvm.TargetMachine) -> bytes:
-    """An object file for this machine with all loops, each as a C function of its name."""
+    """An object file for this machine with all loops, each as a C function of its name, with a prefix."""
     parts = []
     for name in [name for loops in LOOPS.values() for name in loops]:
-        llvm.add_symbol(name, 1)  # numba links what it compiles, each for itself, without running it
+        llvm.add_symbol(PREFIX + name, 1)  # numba links what it compiles, each for itself, without running it
     for module, loops in LOOPS.items():
         source = import_module(f"onnxq.compiled.{module}")
         parts += [llvm.parse_assembly(_text(name, getattr(source, name), takes)) for name, takes in loops.items()]
@@ -40,7 +40,7 @@ def _text(name: str, loop: Any, takes: Sequence[str]) -> str:
     """LLVM's assembly of the C function that a loop is, without anything of numba's or Python's in it."""
     kinds = ", ".join("int64" if take.endswith("]") else take for take in takes)
     made = numba.cfunc(f"{'int64' if name in GIVING else 'void'}({kinds})", error_model="numpy")(_entry(loop, takes))
-    text = made.inspect_llvm().replace(f'"{made.native_name}"', name).replace(made.native_name, name)
+    text = made.inspect_llvm().replace(f'"{made.native_name}"', made.native_name).replace(made.native_name, PREFIX + name)
     return _alone(text)
 
 
@@ -54,7 +54,7 @@ def _alone(text: str) -> str:
 def _on_its_own(declared: re.Match[str]) -> str:
     """A function that does nothing in place of one of numba's."""
     kind, name, rest, _ = declared.groups()
-    if name.startswith("llvm.") or name in LIBRARY or any(name in loops for loops in LOOPS.values()):
+    if name.startswith(("llvm.", PREFIX)) or name in LIBRARY:
         return declared[0]
     if not name.startswith(OF_PYTHON):
         raise OnnxqError(f"compiled code asks for {name}, which is not known to be there; use another version of numba")

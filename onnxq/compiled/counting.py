@@ -467,6 +467,8 @@ def observe_at(
     tables = carray(at_uint16(counts), (8, stride))
     if is_new:
         low[:], high[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY)
+    if number * rows * lanes * channels == 0:
+        return used
     if lanes == 1:
         is_done = observe_rows(x, first, low, high, total, tables, seen, sign)
     else:

@@ -164,6 +164,7 @@ def count_one(own, context, headers):
     call(own.rank, (info, answer))
     dims = carray(at_int64(axes()), (found[0],))
     if dims.size > MOST_AXES:
+        call(own.release, (info,))
         headers[0].failed = FAILED
         return
     call(own.dims, (info, dims.ctypes.data, dims.size))

@@ -11,6 +11,8 @@ from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from onnxq.compiled import PREFIX
+
 part: Any = numba.njit(nogil=True, error_model="numpy")  # is compiled into what calls it; raises nothing
 HEAD = object.__basicsize__  # bytes of an object of Python's before what is its own
 BYTE, WORD = ir.IntType(8), ir.IntType(64)
@@ -85,7 +87,7 @@ def loop_of(name: str, number: int) -> Any:
     def call(typing, arguments):
         def code(context, builder, signature, values):
             kind = ir.FunctionType(WORD, [WORD] * number)
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            function = cgutils.get_or_insert_function(builder.module, kind, PREFIX + name)
             return builder.call(function, cgutils.unpack_tuple(builder, values[0]))
 
         return types.int64(arguments), code

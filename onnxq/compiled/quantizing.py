@@ -7,7 +7,7 @@ from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
 from onnxq.compiled.places import at_float32, at_float64, on_stack, part
 
-PIECE = 1024
+PIECE = 512  # elements, a multiple of 8
 piece, eight = on_stack(4 * PIECE), on_stack(8 * 8)
 
 
