@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.compiled import NO_MEMORY
 from onnxq.native import loop
 
 Array = np.ndarray
-NO_MEMORY = -2  # in place of the number of pages that are used
 
 
 def observe(x: Array, first: int, is_new: bool, low: Array, high: Array, total: Array, *pages: Any) -> int:

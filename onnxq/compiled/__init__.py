@@ -29,5 +29,6 @@ LOOPS: dict[str, dict[str, tuple[str, ...]]] = {  # by module, then by name
     },
 }
 GIVING = ("drain", "observe", "observe_at", "ends_of", "round_block")  # a whole number; the others give nothing
+NO_MEMORY = -2  # what `observe` gives in place of the number of pages that are used
 PREFIX = "onnxq_"  # of the names of the C functions
 SHORT = ("ends", "widen", "ends_of", "widen_by")  # during which other threads of Python wait: to give way would take longer

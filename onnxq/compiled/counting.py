@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
+from onnxq.compiled import NO_MEMORY
 from onnxq.compiled.places import (
     allot,
     at_float32,
@@ -35,7 +36,6 @@ MOST_ADDITIONS = 8  # to a limb that is handed out
 MOST_IN_CACHE = 1 << 15  # elements, for the things that are done with them one after another
 MOST_LEVELS = 7  # of sums, each of elements' digits below the units of the one before it: 2^-149 is the last
 call_observe_at = loop_of("observe_at", 18)
-NO_MEMORY = -2  # in place of the number of pages that are used
 
 
 @part

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
-from onnxq.compiled.counting import LIMBS, NO_MEMORY, carry, drain, ends, observe, widen
+from onnxq.compiled import NO_MEMORY
+from onnxq.compiled.counting import LIMBS, carry, drain, ends, observe, widen
 from onnxq.compiled.places import (
     allot,
     at,
