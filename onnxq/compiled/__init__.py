@@ -10,6 +10,7 @@ LOOPS: dict[str, dict[str, tuple[str, ...]]] = {  # by module, then by name
     "counting": {
         "carry": ("int64[2]",),
         "drain": COUNTS,
+        "drain_at": ("int64",) * 8,
         "observe": ("float32[3]", "int64", "int64", *EXTENT, *COUNTS),
         "observe_at": ("int64",) * 18,
         "ends": ("int32[1]", "int32[1]", "float64[1]"),
@@ -28,7 +29,7 @@ LOOPS: dict[str, dict[str, tuple[str, ...]]] = {  # by module, then by name
         "round_block": ("int32[3]", *["float32[3]"] * 3, "float32[2]", "int32[2]", "int32[2]", "int64"),
     },
 }
-GIVING = ("drain", "observe", "observe_at", "ends_of", "round_block")  # a whole number; the others give nothing
+GIVING = ("drain", "drain_at", "observe", "observe_at", "ends_of", "round_block")  # a whole number; the others give nothing
 NO_MEMORY = -2  # what `observe` gives in place of the number of pages that are used
 PREFIX = "onnxq_"  # of the names of the C functions
 SHORT = ("ends", "widen", "ends_of", "widen_by")  # during which other threads of Python wait: to give way would take longer

@@ -64,7 +64,9 @@ def _on_its_own(declared: re.Match[str]) -> str:
 
 
 def _entry(loop: Any, takes: Sequence[str]) -> Callable[..., Any]:
-    """What calls a loop with arrays, by the addresses that they are at."""
+    """What calls a loop with arrays, by the addresses that they are at; the loop itself where it takes none."""
+    if not any(take.endswith("]") for take in takes):
+        return loop.py_func
     names = [f"a{k}" for k in range(len(takes))]
     known: dict[str, Any] = {"loop": loop, "carray": carray, "data_of": places.data_of, "length_of": places.length_of}
     given = list(names)

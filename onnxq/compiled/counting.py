@@ -35,7 +35,7 @@ MOST_ROWS = 1 << 15
 MOST_ADDITIONS = 8  # to a limb that is handed out
 MOST_IN_CACHE = 1 << 15  # elements, for the things that are done with them one after another
 MOST_LEVELS = 7  # of sums, each of elements' digits below the units of the one before it: 2^-149 is the last
-call_observe_at = loop_of("observe_at", 18)
+call_observe_at, call_drain_at = loop_of("observe_at", 18), loop_of("drain_at", 8)
 
 
 @part
@@ -214,7 +214,9 @@ def move(tables, start, row, sign):
 
 
 @part
-def drain(tables, seen, slots, rows, used, sign):
+def drain_at(counts, stride, span, pages, places, capacity, used, sign):
+    tables, seen = carray(at_uint16(counts), (8, stride)), carray(at_int64(span), (3,))
+    slots, rows = carray(at_int16(pages), (512,)), carray(at_int64(places), (capacity, 128))
     ends = (seen[1] & 0x7FFFFFFF, ~seen[0] & 0x7FFFFFFF)  # the largest magnitudes above and below zero
     sides = (seen[1] >= 0, seen[0] < 0)  # that there are elements on
     first = ((seen[2] + 1) & 0x7FFFFFFF) >> 23
@@ -237,6 +239,14 @@ def drain(tables, seen, slots, rows, used, sign):
             move(tables, page * 128, rows[slot], sign)
     seen[0], seen[1], seen[2] = LAST_KEY, FIRST_KEY, NO_MAGNITUDE
     return used
+
+
+@part
+def drain(tables, seen, slots, rows, used, sign):
+    return call_drain_at((
+        tables.ctypes.data, tables.shape[1], seen.ctypes.data, slots.ctypes.data, rows.ctypes.data, rows.shape[0], used,
+        sign,
+    ))  # fmt: skip
 
 
 @part
@@ -477,7 +487,7 @@ def observe_at(
         return NO_MEMORY
     for c in range(channels):
         seen[0], seen[1] = min(seen[0], np.int64(low[c])), max(seen[1], np.int64(high[c]))
-    return drain(tables, seen, carray(at_int16(pages), (512,)), carray(at_int64(places), (capacity, 128)), used, sign)
+    return call_drain_at((counts, stride, span, pages, places, capacity, used, sign))
 
 
 @part

@@ -13,7 +13,8 @@ from numba.extending import intrinsic
 
 from onnxq.compiled import PREFIX
 
-part: Any = numba.njit(nogil=True, error_model="numpy")  # is compiled into what calls it; raises nothing
+# Compiled into what calls it, so without wrappers for Python; raises nothing.
+part: Any = numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 HEAD = object.__basicsize__  # bytes of an object of Python's before what is its own
 BYTE, WORD = ir.IntType(8), ir.IntType(64)
 
