@@ -59,7 +59,7 @@ class Exposed:
         """
         wanted, everything = made_of(proto, names, among)
         try:
-            graph = OptimizedGraph(proto, everything) if graphs is None else graphs.of(proto, everything)
+            graph = (graphs or OptimizedGraphs()).of(proto, everything)
             model, self.places = graph.exposing(wanted)
             self._session = runtime.Session(graph.save(model), threads=threads, config=config, optimize=False)
         except ModelError:  # what the runtime makes of some models it cannot load again

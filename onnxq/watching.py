@@ -18,7 +18,7 @@ from onnxq import capi, kernels, runtime
 from onnxq.compiled.records import OP
 from onnxq.equalization import Scaled
 from onnxq.errors import ModelError
-from onnxq.exposure import OptimizedGraph, OptimizedGraphs, Place, lanes, made_of
+from onnxq.exposure import OptimizedGraphs, Place, lanes, made_of
 from onnxq.proto import bodies
 from onnxq.sketch import TensorSketch
 from onnxq.tally import Reading, Tally, Visit
@@ -65,7 +65,7 @@ class Watched:
         *,
         scaled: Mapping[str, Scaled],
         among: Iterable[str] = (),
-        graphs: OptimizedGraphs | None = None,
+        graphs: OptimizedGraphs,
         threads: int = 0,
         config: Mapping[str, str] | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class Watched:
         self.inputs = {i.name for i in proto.graph.input} - {t.name for t in proto.graph.initializer}
         self._public = [o.name for o in proto.graph.output]
         self.readings: list[Reading] = []
-        graph = OptimizedGraph(proto, everything) if graphs is None else graphs.of(proto, everything)
+        graph = graphs.of(proto, everything)
         model, places = graph.exposing(wanted)
         nodes = []
         taken = {name for node in model.graph.node for name in node.output} | {i.name for i in model.graph.input}
