@@ -14,7 +14,8 @@ from numba.extending import intrinsic
 from onnxq.compiled import PREFIX
 
 # Compiled into what calls it, so without wrappers for Python; raises nothing.
-part: Any = numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+WITHOUT_WRAPPERS: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # which numba's types do not know
+part: Any = numba.njit(nogil=True, error_model="numpy", **WITHOUT_WRAPPERS)
 HEAD = object.__basicsize__  # bytes of an object of Python's before what is its own
 BYTE, WORD = ir.IntType(8), ir.IntType(64)
 
