@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -15,12 +18,23 @@ def processes(count: int) -> Callable[[], Executor]:
     """A function that starts `count` fresh processes; it is called again when one of them died."""
     if count < 1:
         raise RecipeError(f"workers is {count}; it takes at least one")
-    return lambda: ProcessPoolExecutor(
-        count,
-        mp_context=get_context("spawn"),  # a fork would copy the runtime's locks
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for this process, which stops the others
-    )
+    return lambda: _Processes(count)
+
+
+class _Processes(ProcessPoolExecutor):
+    """Fresh processes, and a folder for what they leave when they are killed: weights of models are among it."""
+
+    def __init__(self, count: int) -> None:
+        folder = tempfile.mkdtemp(prefix="onnxq-")
+        spawning = get_context("spawn")  # a fork would copy the runtime's locks
+        super().__init__(count, mp_context=spawning, initializer=_begin, initargs=(folder,))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
+
+def _begin(folder: str) -> None:
+    """In a new process: Ctrl-C is for the one that started it, which stops the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tempfile.tempdir = folder
 
 
 def end_if_stuck(pool: Executor) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import platform
 import signal
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -164,6 +166,18 @@ def test_an_interrupt_ends_workers_at_once_and_keeps_what_they_gave(workers: str
     partial: Calibration = stop.value.partial  # type: ignore[attr-defined]
     assert partial.samples == seen[-1] >= 8
     assert not multiprocessing.active_children()
+
+
+def test_workers_that_are_killed_leave_no_files_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    pool = executors.processes(1)()
+    written = Path(pool.submit(tempfile.mkdtemp).result())
+    assert tmp_path in written.parents
+    assert written.exists()
+    executors.end(pool)
+    del pool
+    gc.collect()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_executor_without_a_factory_says_how_to_go_on() -> None:
