@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -29,7 +29,7 @@ from onnxq.collector import Axes, Collector, Job, Nonfinite, computed, watched
 from onnxq.data import Sample
 from onnxq.equalization import Scaled
 from onnxq.errors import CalibrationError, OutputError, RecipeError
-from onnxq.executors import end, end_if_stuck
+from onnxq.executors import end, end_if_stuck, has_workers, size
 from onnxq.exposure import OptimizedGraphs
 from onnxq.feeds import hash_of_feed
 from onnxq.grouping import grouped
@@ -42,6 +42,7 @@ MOST_LANES = 4
 SHARD = 8  # samples that a task of an executor takes
 CHECKPOINT_SECONDS = 30.0
 DEATH_SECONDS = 5.0  # after which a pool must have seen that a worker died
+ALONE_SECONDS = 60.0  # after which a cluster without workers is given up
 MOST_DEATHS = 3  # of workers, one after another, on the same work
 
 
@@ -322,6 +323,16 @@ class _Shard:
     deaths: int = 0
     ships_model: bool = field(default=False)
 
+    @property
+    def where(self) -> str:
+        first, more = self.items[0][1].where, len(self.items) - 1
+        return f"{first} and the {more} samples after it" if more > 1 else f"{first} and the one after it" if more else first
+
+
+def _said(error: BaseException) -> str:
+    """An error as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
+
 
 def _run_on(
     executor: Executor | Callable[[], Executor], job: Job, model: onnx.ModelProto, items: Iterator[Indexed], keeper: _Keeper
@@ -330,10 +341,10 @@ def _run_on(
     make = None if isinstance(executor, Executor) else executor
     pool = executor if isinstance(executor, Executor) else executor()
     content = with_external_data(model, None).SerializeToString()  # a worker may be on another machine
-    most = 2 * int(getattr(pool, "_max_workers", 8))
+    most = 2 * size(pool)
     pending: dict[Future[Calibration | None], _Shard] = {}
     waiting: list[_Shard] = []
-    done = 0
+    done, without_workers = 0, 0.0  # the latter in seconds
 
     def submit() -> bool:
         """Hand out one more shard, if there is one."""
@@ -343,7 +354,37 @@ def _run_on(
                 pending[pool.submit(observe_shard, job, content if shard.ships_model else None, shard.items)] = shard
             except BrokenExecutor as death:  # a worker died while there was nothing to do for it
                 revive(shard, death)
+            except (RuntimeError, OSError) as error:
+                raise CalibrationError(f"the executor takes no more samples ({_said(error)}); give one that runs") from error
         return bool(shard.items)
+
+    def take_in(finished: Iterable[Future[Calibration | None]]) -> None:
+        """Add up what came back; where a worker died, what was with it is run again."""
+        nonlocal done
+        for future in finished:
+            shard = pending.pop(future)
+            try:
+                part = future.result()
+            except BrokenExecutor as death:
+                revive(shard, death)
+                return
+            except CancelledError as error:
+                raise CalibrationError(
+                    f"the executor gave up {shard.where}: its workers or its scheduler are gone; start them again"
+                ) from error
+            except Exception as error:
+                if not type(error).__module__.startswith("distributed"):
+                    raise
+                raise CalibrationError(f"the cluster could not run {shard.where} ({_said(error)})") from error
+            if part is None:  # this worker has not seen the model yet
+                shard.ships_model = True
+                waiting.append(shard)
+                continue
+            keeper.found.absorb(part)
+            done += len(shard.items)
+            keeper.show(done)
+            if keeper.is_due:
+                keeper.save()
 
     def revive(shard: _Shard, death: BrokenExecutor) -> None:
         """A new pool for what was under way when a worker died."""
@@ -351,8 +392,7 @@ def _run_on(
         shard.deaths += 1
         if make is None or shard.deaths >= MOST_DEATHS:
             raise CalibrationError(
-                f"a worker died while it ran {shard.items[0][1].where} and the {len(shard.items) - 1} samples "
-                "after it; it may lack memory: use fewer --workers, or give --memory-limit"
+                f"a worker died while it ran {shard.where}; it may lack memory: use fewer --workers, or give --memory-limit"
             ) from death
         waiting.extend([shard, *pending.values()])
         pending.clear()
@@ -362,29 +402,21 @@ def _run_on(
     try:
         while True:
             while len(pending) < most and submit():
-                pass
+                take_in([future for future in pending if future.done()])  # else an interrupt would lose it
             if not pending:
                 break
             finished = wait(pending, DEATH_SECONDS, FIRST_COMPLETED).done
+            take_in(finished)
+            if finished or has_workers(pool):
+                without_workers = 0.0
+            elif (without_workers := without_workers + DEATH_SECONDS) >= ALONE_SECONDS:
+                raise CalibrationError(f"the cluster has had no workers for {ALONE_SECONDS:.0f} s; start some again")
             if not finished:
                 end_if_stuck(pool)
-            for future in finished:
-                shard = pending.pop(future)
-                try:
-                    part = future.result()
-                except BrokenExecutor as death:
-                    revive(shard, death)
-                    break
-                if part is None:  # this worker has not seen the model yet
-                    shard.ships_model = True
-                    waiting.append(shard)
-                    continue
-                keeper.found.absorb(part)
-                done += len(shard.items)
-                keeper.show(done)
-                if keeper.is_due:
-                    keeper.save()
     except BaseException:
+        for future in [future for future in pending if future.done() and not future.cancelled()]:
+            if future.exception() is None and (part := future.result()) is not None:
+                keeper.found.absorb(part)
         if make is not None:
             end(pool)
         else:

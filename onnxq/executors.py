@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import tempfile
@@ -10,8 +11,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from typing import Any
 
 from onnxq.errors import RecipeError
+
+UNKNOWN_SIZE = 4
+WORKERS_SECONDS = 10.0  # that the workers of a cluster have to be there
 
 
 def processes(count: int) -> Callable[[], Executor]:
@@ -35,6 +40,26 @@ def _begin(folder: str) -> None:
     """In a new process: Ctrl-C is for the one that started it, which stops the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tempfile.tempdir = folder
+
+
+def size(pool: Executor) -> int:
+    """Tasks that it runs at once, as far as it tells."""
+    client = _client_of(pool)
+    return int(getattr(pool, "_max_workers", UNKNOWN_SIZE)) if client is None else max(1, sum(client.nthreads().values()))
+
+
+def has_workers(pool: Executor) -> bool:
+    """Whether somebody is there to run what it was given, as far as it tells."""
+    client = _client_of(pool)
+    try:
+        return client is None or bool(client.nthreads())
+    except (OSError, RuntimeError):
+        return False
+
+
+def _client_of(pool: Executor) -> Any:
+    """The client of Dask's whose executor it is; None of others."""
+    return getattr(pool, "_client", None) if type(pool).__module__.startswith("distributed") else None
 
 
 def end_if_stuck(pool: Executor) -> None:
@@ -76,7 +101,16 @@ def dask(address: str) -> Iterator[Executor]:
         client = Client(address, timeout=10)
     except (OSError, TimeoutError, ValueError) as error:
         raise RecipeError(f"there is no Dask scheduler at {address}: {error}; start one with: dask scheduler") from error
+    logger = logging.getLogger("distributed.client")
+    level, _ = logger.level, logger.setLevel(logging.CRITICAL)  # a lost cluster is one message of ours
     try:
+        try:
+            client.wait_for_workers(1, timeout=WORKERS_SECONDS)
+        except TimeoutError as error:
+            raise RecipeError(
+                f"the Dask scheduler at {address} has no workers; start some with: dask worker {address}"
+            ) from error
         yield client.get_executor()
     finally:
         client.close()
+        logger.setLevel(level)

@@ -11,7 +11,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,8 +164,69 @@ def test_an_interrupt_ends_workers_at_once_and_keeps_what_they_gave(workers: str
     with pytest.raises(KeyboardInterrupt) as stop:
         collect(NET, AXES, interrupted(), how)
     partial: Calibration = stop.value.partial  # type: ignore[attr-defined]
-    assert partial.samples == seen[-1] >= 8
+    assert partial.samples >= seen[-1] >= 8  # what came back last is in it, and was not shown
     assert not multiprocessing.active_children()
+
+
+class Silent(Executor):
+    """Threads of an executor that does not tell how many there are."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(2)
+
+    def submit(self, *arguments: Any, **options: Any) -> Any:
+        return self._pool.submit(*arguments, **options)
+
+    def shutdown(self, *arguments: Any, **options: Any) -> None:
+        self._pool.shutdown(*arguments, **options)
+
+
+def test_an_interrupt_keeps_what_came_back_while_samples_were_read() -> None:
+    def interrupted() -> Iterator[Sample]:
+        for k, sample in enumerate(samples(80)):
+            if k % 8 == 0:
+                time.sleep(0.3)  # in which what was handed out before is done
+            if k == 24:
+                raise KeyboardInterrupt
+            yield sample
+
+    with Silent() as pool, pytest.raises(KeyboardInterrupt) as stop:
+        collect(NET, AXES, interrupted(), Collecting(threads=1, executor=pool))
+    assert stop.value.partial.samples == 24  # type: ignore[attr-defined]
+
+
+def test_an_executor_that_gives_up_or_takes_no_more_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up: Future[Any] = Future()
+    given_up.cancel()
+    pool = Silent()
+    pool.shutdown()
+    with pytest.raises(CalibrationError, match=r"takes no more samples \(RuntimeError: cannot schedule"):
+        collect(NET, AXES, samples(), Collecting(threads=1, executor=pool))
+    monkeypatch.setattr(pool, "submit", lambda *_: given_up)
+    with pytest.raises(CalibrationError, match=r"gave up file 0 and the 7 samples after it: .*gone"):
+        collect(NET, AXES, samples(), Collecting(threads=1, executor=pool))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_cluster_without_workers_is_not_waited_for_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    monkeypatch.setattr(executors, "WORKERS_SECONDS", 1.0)
+    monkeypatch.setattr(onnxq.collection, "DEATH_SECONDS", 0.5)
+    monkeypatch.setattr(onnxq.collection, "ALONE_SECONDS", 1.0)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
+        with (
+            pytest.raises(RecipeError, match=r"has no workers; start some with: dask worker tcp://"),
+            executors.dask(cluster.scheduler_address),
+        ):
+            pass
+        cluster.scale(1)
+        monkeypatch.setattr(executors, "WORKERS_SECONDS", 60.0)
+        with executors.dask(cluster.scheduler_address) as pool:
+            cluster.scale(0)
+            cluster.sync(cluster._correct_state)
+            with pytest.raises(CalibrationError, match="has had no workers for 1 s; start some again"):
+                collect(NET, AXES, samples(), Collecting(threads=1, executor=pool))
 
 
 def test_workers_that_are_killed_leave_no_files_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
