@@ -85,8 +85,8 @@ def _check_overrides(recipe: Recipe, model: Model) -> None:
         return
     for override in recipe.override:
         if not any(fnmatchcase(name, override.match) for name in model.overridable):
-            hint = nearest(override.match, sorted(model.overridable))[:300]
-            raise RecipeError(f"override {override.match} matches no quantized tensor; {hint}")
+            hint = nearest(override.meant, sorted(model.overridable))[:300]
+            raise RecipeError(f"{override.told} matches no quantized tensor; {hint}")
 
 
 def _typical(feeds: Sequence[Feed]) -> Feed:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.errors import CalibrationError
-from onnxq.feeds import Feed, flat, size_of, whole, without_objects
+from onnxq.feeds import Feed, flat, hash_of_feed, size_of, whole, without_objects
 from onnxq.sketch import ChannelStatistics, TensorSketch
 
 SCHEMA = 7
@@ -27,6 +27,10 @@ PROBES = 16
 FEWEST_PROBES = 4  # however large they are
 MOST_BYTES = 1 << 20  # of a probe beyond these
 LOUDEST = 4
+UNREADABLE = (  # what reading damaged or handmade files raises
+    OSError, EOFError, LookupError, AttributeError, TypeError, ValueError, OverflowError, RecursionError, MemoryError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass
@@ -171,11 +175,14 @@ class Calibration:
                     )
                 arrays, looks = (_parts(archive.read(name)) for name in ("sketches.npz", "first_look.npz"))
                 feeds, sequences = _parts(archive.read("feeds.npz")), header.get("sequences", {})
+            kept = {d: whole(feeds.get(k, {}), sequences.get(str(k), {})) for k, d in enumerate(header["kept"])}
+            if any(hash_of_feed(feed) != digest for digest, feed in kept.items()):
+                raise ValueError("a kept feed is not the one of its hash")
             return cls(
                 sketches={name: TensorSketch.from_arrays(arrays[k]) for k, (name, _) in enumerate(header["tensors"])},
                 first_look={cone: ChannelStatistics.from_arrays(looks[k]) for k, cone in enumerate(header["first_look"])},
                 cones={name: cone for name, cone in header["tensors"] if cone},
-                kept={d: whole(feeds.get(k, {}), sequences.get(str(k), {})) for k, d in enumerate(header["kept"])},
+                kept=kept,
                 probe_hashes=header["probes"],
                 energies={digest: float.fromhex(energy) for digest, energy in header["loudest"].items()},
                 feeds={int(k): digest for k, digest in header["feeds"]},
@@ -185,7 +192,7 @@ class Calibration:
             )
         except CalibrationError:
             raise
-        except (OSError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise CalibrationError(
                 f"{path} is no readable calibration file: {error}; make it with onnxq calibrate"
             ) from error
@@ -223,31 +230,36 @@ def merge(
         check_writable(out, force, [Path(part) for part in parts if not isinstance(part, Calibration)])
     if not parts:
         raise CalibrationError("there is no calibration to merge; give at least one")
-    whole = merged([part if isinstance(part, Calibration) else Calibration.load(Path(part)) for part in parts])
+    whole = merged(
+        [part if isinstance(part, Calibration) else Calibration.load(Path(part)) for part in parts],
+        [f"calibration {k + 1}" if isinstance(part, Calibration) else str(part) for k, part in enumerate(parts)],
+    )
     if out is not None:
         whole.save(out)
     return whole
 
 
-def merged(parts: Sequence[Calibration]) -> Calibration:
-    """One calibration of several, made of different data on the same model, in whatever order.
+def merged(parts: Sequence[Calibration], told: Sequence[str] = ()) -> Calibration:
+    """One calibration of several, made of different data on the same model, in whatever order; `told` are
+    their names in messages.
 
     Raises CalibrationError where they are of different models, share a feed, or have no tensor in common. Statistics of
     tensors that not all parts hold alike are left out: recipes differed, or channels were evened out in different ways.
     """
     first, seen = parts[0], set[str]()
     whole = Calibration(source_hash=first.source_hash, versions=first.versions)
+    told = told or [f"calibration {k + 1}" for k in range(len(parts))]
     names = {n for n in first.sketches if all(part.holds(n, first.cones.get(n)) for part in parts)}
     for k, part in enumerate(parts):
         if part.source_hash != first.source_hash:
             raise CalibrationError(
-                f"calibration {k + 1} was made from another model than the first (their contents differ); collect it again "
+                f"{told[k]} was made from another model than {told[0]} (their contents differ); collect it again "
                 "on the same model"
             )
         shared = seen & set(part.feeds.values())
         if shared:
             raise CalibrationError(
-                f"calibration {k + 1} shares {len(shared)} of its {part.samples} feeds with those before, which would count "
+                f"{told[k]} shares {len(shared)} of its {part.samples} feeds with those before, which would count "
                 "twice; merge calibrations of different data"
             )
         seen |= set(part.feeds.values())

@@ -222,9 +222,15 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Collect the statistics of a model's activations, for quantize --calibration."""
-    if merge and (data, workers, dask, checkpoint) != (None, None, None, None):
-        raise RecipeError("--merge joins files and collects nothing; leave --data, --workers, --dask and --checkpoint out")
     if merge:
+        idle = {
+            "data": data, "workers": workers, "dask": dask, "checkpoint": checkpoint, "recipe": recipe, "target": target,
+            "max-samples": max_samples, "threads": threads, "memory-limit": memory_limit, "feedback": feedback,
+            "custom-op-library": custom_op_library, "on-nonfinite": on_nonfinite != "error", "image-size": image_size,
+            "image-mean": image_mean, "image-std": image_std,
+        }  # fmt: skip
+        if given := [f"--{name}" for name, value in idle.items() if value]:
+            raise RecipeError(f"--merge joins files and collects nothing; leave {', '.join(given)} out")
         _merge(inputs, output, force=force, quiet=quiet)
         return
     if len(inputs) != 1:
@@ -518,13 +524,21 @@ def _console() -> Console:
 def _progress(silent: bool) -> Iterator[Progress | None]:
     """A bar on standard error for each long piece of work; nothing when that is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """How many are done in a second, of late."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.1f}/s" if speed < 100 else f"{speed:.0f}/s")
 
     console = Console(stderr=True)
     if silent or not console.is_terminal:
         yield None
         return
-    columns = (TextColumn("{task.description:18s}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:18s}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 

@@ -199,7 +199,12 @@ class _Keeper:
         self._saved = time.monotonic()
         self._known: dict[int, str] = {}  # the samples that the checkpoint holds
         if self._path is not None and self._path.is_file():
-            self.found = Calibration.load(self._path)
+            try:
+                self.found = Calibration.load(self._path)
+            except CalibrationError as error:
+                raise CalibrationError(
+                    f"the checkpoint {self._path} cannot be read ({error.__cause__ or error}); remove it to start over"
+                ) from error
             self._written.append(self._path)
             self._known = dict(self.found.feeds)
         elif how.begun is not None:

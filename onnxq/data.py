@@ -138,6 +138,9 @@ def fed_back(samples: Samples, session: Session, states: Mapping[str, str], inpu
             check(full, inputs)
             results = session.run(full.feed, full.where)
             state = {name: results[output] for output, name in states.items() if results[output] is not None}
+            for output, name in states.items():
+                if name in state:
+                    _check_value(state[name], of[name], f"feedback {output}={name}, made of {full.where}")
             yield full
 
     return Samples(Opened(read, samples.length, samples.comes_once), inputs)

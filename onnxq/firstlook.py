@@ -103,6 +103,7 @@ def few_of(samples: Samples, progress: Progress | None = None) -> dict[int, Samp
     """At most FEW different ones of the samples, by their number, FEWEST where they are large: those of least hash."""
     few: dict[str, tuple[int, Sample]] = {}
     end = "z"  # of the hashes: those from here on are not among the few of all samples, whatever comes
+    k = 0
     for k, sample in enumerate(samples):
         if (digest := hash_of_feed(sample.feed)) < end:
             few.setdefault(digest, (k, sample))
@@ -111,4 +112,5 @@ def few_of(samples: Samples, progress: Progress | None = None) -> dict[int, Samp
             del few[end]
         if progress is not None:
             progress("reading", k + 1, samples.length)
+    samples.length = k + 1  # known now, for the time left to be told
     return dict(sorted(few.values(), key=lambda numbered: numbered[0]))

@@ -15,13 +15,14 @@ from onnxq.building import build, equalize
 from onnxq.calibration import Calibration
 from onnxq.collection import Collecting, Nonfinite
 from onnxq.data import fed_back, load_function, open_samples
-from onnxq.errors import RecipeError, nearest
+from onnxq.errors import OnnxqError, OutputError, RecipeError, nearest
 from onnxq.files import check_writable
 from onnxq.images import ImageOptions
 from onnxq.outcome import compare, report_on
 from onnxq.passes.observe.collect_statistics import observed_tensors
 from onnxq.preparation import counted, passes_of, prepare
 from onnxq.ranges import load as load_ranges
+from onnxq.ranges import unlike
 from onnxq.recipe import Recipe
 from onnxq.recipe import load as load_recipe
 from onnxq.report import Report
@@ -123,6 +124,7 @@ def quantize(
     proto = quantized.graph.to_proto()
     del proto.graph.value_info[:]  # of the float graph, and inferred: the runtime infers it again
     report = report_on(prepared, quantized, proto, chosen, records, out)
+    report.notes += [] if ranges is None else unlike(Path(ranges), report.ranges_toml)
     if validate:
         samples, name = (
             (evaluation, "evaluation") if evaluation is not None else (counted(prepared, quantized), "calibration")
@@ -163,8 +165,8 @@ def calibrate(
     the model runs. `checkpoint` is a folder in which progress is kept, and found again after an interrupt. `executor` is a
     concurrent.futures.Executor, or a function that makes one; the result is the same bit for bit. `feedback` names outputs
     that are inputs of the next sample (output -> input), which the samples then need not hold: see data.fed_back.
-    `custom_op_library` is as in `quantize`; workers load the libraries at the same paths. An interrupt writes what was
-    collected beside `output`, as *.partial.calib.
+    `custom_op_library` is as in `quantize`; workers load the libraries at the same paths. An interrupt or an error
+    writes what was collected beside `output`, as *.partial.calib.
     """
     runtime.register_custom_ops(custom_op_library)
     chosen = load_recipe(recipe, target=target, mode="static")
@@ -188,7 +190,7 @@ def calibrate(
             placed.observed_too = {n: axis for n, axis in observed_tensors(plain).items() if n not in left}
         first_look = {evened.cones[name]: channels for name, channels in evened.channels.items()}
         prepared.manager.run(placed, passes_of([p.CollectStatistics], chosen))
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, OnnxqError) as stop:
         _say_what_is_kept(stop, how, out, first_look)
         raise
     assert placed.calibration is not None
@@ -216,16 +218,19 @@ def _collecting(
 
 
 def _say_what_is_kept(
-    stop: KeyboardInterrupt, how: Collecting, out: Path | None, first_look: dict[str, ChannelStatistics]
+    stop: KeyboardInterrupt | OnnxqError, how: Collecting, out: Path | None, first_look: dict[str, ChannelStatistics]
 ) -> None:
-    """Write what was collected until an interrupt, a calibration of fewer samples, beside where the whole would go."""
+    """Write what was collected until it stopped, a calibration of fewer samples, beside where the whole would go."""
     partial, kept = getattr(stop, "partial", None), []
     if partial is not None and partial.feeds and out is not None:
         partial.first_look = first_look
         path = out.with_name(f"{out.stem}.partial{out.suffix}")
-        partial.save(path)
-        kept.append(f"the statistics of {partial.samples} samples are in {path}, for quantize --calibration")
+        try:
+            partial.save(path)
+            kept.append(f"the statistics of {partial.samples} samples are in {path}, for quantize --calibration")
+        except (OSError, OutputError) as error:
+            kept.append(f"the statistics of {partial.samples} samples could not be written ({error})")
     if how.written:
         kept.append(f"the same command goes on from what is in {how.checkpoint}")
     if kept:
-        stop.args = ("; ".join(["interrupted", *kept]),)
+        stop.args = ("; ".join([str(stop) or "interrupted", *kept]),)

@@ -105,8 +105,10 @@ def prepare(
         session = Session(original, threads=threads) if is_run else _loaded(original, threads)
         digest = hashing.result()
     if collected is not None and collected.source_hash != digest:
+        file = f" {calibration}" if isinstance(calibration, (str, Path)) else ""
         raise CalibrationError(
-            "the calibration file was made from another model (their contents differ); run onnxq calibrate on this one"
+            f"the calibration{file} was made from another model than "
+            f"{source.name} (their contents differ); run onnxq calibrate on this one"
         )
     if collected is not None and not collected.probes:
         raise CalibrationError("the calibration holds no probe feeds; collect it again with onnxq calibrate")

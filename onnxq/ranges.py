@@ -6,8 +6,11 @@ schema = 1
 min = 0.0
 max = 3.1875
 type = "uint8"
-scale = 0.0125        # these two follow from the others; what is read back is min and max
+scale = 0.0125
 zero_point = 0
+
+Of what is read back min and max count, and the rest follows from them and from what the model is quantized for; where these
+two are left out, scale and zero_point count.
 """
 
 from __future__ import annotations
@@ -24,14 +27,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from onnxq.errors import RecipeError
 from onnxq.numerics import QuantParams
+from onnxq.observers import observer
 from onnxq.recipe import Override
 
 
 class _Range(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min: float
-    max: float
+    min: float | None = None
+    max: float | None = None
     type: Literal["uint8", "int8", "uint16", "int16"] | None = None
     bits: int | None = Field(default=None, ge=2, le=16)
     scale: float | None = None
@@ -39,10 +43,29 @@ class _Range(BaseModel):
 
     @model_validator(mode="after")
     def _is_one(self) -> _Range:
-        limit = float(np.finfo(np.float32).max)
-        if not -limit <= self.min < self.max <= limit:
-            raise ValueError("min and max are no two float32 numbers of which min is less")
+        if self.min is None and self.max is None:
+            if self.scale is None:
+                raise ValueError("there is neither a range, min and max, nor a scale and zero_point")
+        elif self.min is None or self.max is None:
+            raise ValueError("of min and max there is only one; give both, or neither and scale and zero_point")
+        try:
+            observer(self.observer)
+        except RecipeError as error:
+            raise ValueError(str(error).replace("fixed-range needs lower < upper", "it needs min < max")) from error
         return self
+
+    @property
+    def observer(self) -> str:
+        if self.min is not None:
+            return f"fixed-range{{lower={self.min!r},upper={self.max!r}}}"
+        zero = "" if self.zero_point is None else f",zero_point={self.zero_point}"
+        return f"fixed-scale{{scale={self.scale!r}{zero}}}"
+
+    def differs(self, found: _Range) -> bool:
+        """Whether it says something else than what came of it."""
+        mine = {key: value for key, value in self.model_dump(exclude={"min", "max"}).items() if value is not None}
+        theirs = found.model_dump()
+        return any(v != theirs[k] if k != "scale" else not np.isclose(v, theirs[k], rtol=1e-6) for k, v in mine.items())
 
 
 class _File(BaseModel):
@@ -81,16 +104,35 @@ def _quoted(name: str) -> str:
 
 def load(path: Path) -> tuple[Override, ...]:
     """The ranges in a file, as overrides that a recipe can take. Raises RecipeError that names the key."""
+    overrides = []
+    for name, said in _read(path).items():
+        override = Override(match=_pattern(name), observer=said.observer)
+        override._name, override._where = name, f"the ranges {path}: {name}"
+        overrides.append(override)
+    return tuple(overrides)
+
+
+def unlike(path: Path, found: str) -> list[str]:
+    """A note on what a file says beside its ranges, and what did not come to be: `found` is what did, see `to_toml`."""
+    came = _File.model_validate(tomllib.loads(found)).ranges
+    names = [name for name, said in _read(path).items() if name in came and said.differs(came[name])]
+    if not names:
+        return []
+    others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+    return [
+        f"Of {names[0]}{others}, type, bits, scale or zero_point in {path} are not what came of it: they follow from min "
+        "and max, and from the target and the bits asked for; leave min and max out for scale and zero_point to count."
+    ]
+
+
+def _read(path: Path) -> dict[str, _Range]:
     try:
-        found = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig"))).ranges
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"the ranges {path} cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"the ranges {path}: {key}: {first['msg'].lower()}") from error
-    return tuple(Override(match=_pattern(name), observer=_observer(said)) for name, said in found.ranges.items())
-
-
-def _observer(said: _Range) -> str:
-    return f"fixed-range{{lower={said.min!r},upper={said.max!r}}}"
+        key, why = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        if first["type"] in ("model_type", "dict_type"):
+            why = "it is no table of keys"
+        raise RecipeError(f"the ranges {path}: {key}: {why[:1].lower()}{why[1:]}") from error

@@ -23,7 +23,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from onnxq.errors import RecipeError, nearest
 
@@ -39,6 +39,17 @@ class Override(_Strict):
 
     match: str
     observer: str
+    _name: str = PrivateAttr("")  # of the one tensor that it is for, and
+    _where: str = PrivateAttr("")  # what tells of it, where that is no recipe
+
+    @property
+    def told(self) -> str:
+        return self._where or f"override {self.match}"
+
+    @property
+    def meant(self) -> str:
+        """What a name that is not there may have been meant to be."""
+        return self._name or self.match
 
 
 class Gates(_Strict):

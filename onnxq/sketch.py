@@ -302,12 +302,15 @@ class TensorSketch:
         pages, ids, rows = Pages(), arrays["page_ids"], arrays["pages"]
         if rows.shape != (ids.size, BINS_A_PAGE) or len(np.unique(ids)) != ids.size:
             raise ValueError("the pages of a sketch are not one row each")
+        low, high = (float(v) for v in arrays["range"])
+        if rows.min(initial=0) < 0 or not (low <= high or (low, high) == (np.inf, -np.inf)):
+            raise ValueError("a sketch has negative counts, or no range")
         pages.add(ids, rows)
         return cls(
             channel_axis=int(arrays["axis"][0]) if has_axis > 0 else None,
             pages=pages,
-            minimum=float(arrays["range"][0]),
-            maximum=float(arrays["range"][1]),
+            minimum=low,
+            maximum=high,
             nan_count=nan_count,
             inf_count=inf_count,
             series={int(k): (float(a), float(b)) for k, a, b in arrays["series"]},

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from onnxq import cli, source
+from onnxq.calibration import Calibration
 from onnxq.errors import OutputError
 from tests import tiny
 
@@ -200,13 +201,24 @@ def test_evaluation_data_is_checked_before_the_long_work(folder: Path, fails: Ca
 
 
 @pytest.mark.filterwarnings("ignore:invalid value|divide by zero")
-def test_activations_that_are_not_finite(folder: Path, fails: Callable[..., None]) -> None:
+def test_activations_that_are_not_finite(folder: Path, run: Run, fails: Callable[..., None]) -> None:
     bad = X.copy()
     bad[5, 2] = -1
     np.savez("d.npz", x=bad)
     tiny.write(folder / "m.onnx", tiny.ROOT)
-    for command in (QUANTIZE, "calibrate m.onnx -o q.calib --data d.npz"):
-        fails(command, "NaN in tensor root at d.npz[5]", "check the data")
+    fails(QUANTIZE, "NaN in tensor root at d.npz[5]", "check the data")
+    found = run("calibrate", "m.onnx", "-o", "q.calib", "--data", "d.npz", "--checkpoint", "progress")
+    assert found.code == 2
+    for words in (
+        "NaN in tensor root at d.npz[5]",
+        "check the data",
+        "the statistics of ",
+        " samples are in q.partial.calib",
+    ):
+        assert words in found.err
+    assert "the same command goes on from what is in progress" in found.err
+    assert one_line(found.err)
+    assert Calibration.load(folder / "q.partial.calib").samples >= 5
     bad[5, 2] = 0
     np.savez("d.npz", x=bad)
     tiny.write(folder / "m.onnx", tiny.DIVISION)

@@ -55,6 +55,34 @@ def test_ranges_given_back_give_the_same_bytes_and_edited_ones_count(models: Pat
     assert {n: r for n, r in edited.items() if n != name} == {n: r for n, r in said.items() if n != name}
 
 
+def test_a_scale_alone_counts_and_what_does_not_count_is_told(models: Path, tmp_path: Path) -> None:
+    model, data, path = models / "residual.onnx", models / "digits_calibration.npz", tmp_path / "r.toml"
+    first = onnxq.quantize(model, data, target="cpu", validate=False)
+    name, old = next((n, r) for n, r in tomllib.loads(first.ranges_toml)["ranges"].items() if r["zero_point"] > 3)
+
+    def came_of(text: str) -> tuple[dict[str, object], list[str]]:
+        path.write_text(f'schema = 1\n[ranges."{name}"]\n{text}', encoding="utf-8-sig")  # as editors on Windows write it
+        found = onnxq.quantize(model, data, target="cpu", ranges=path, validate=False)
+        return tomllib.loads(found.ranges_toml)["ranges"][name], [n for n in found.notes if str(path) in n]
+
+    found, notes = came_of(f"scale = {1.5 * old['scale']}\nzero_point = {old['zero_point'] + 2}\n")
+    assert (found["scale"], found["zero_point"]) == (pytest.approx(1.5 * old["scale"]), old["zero_point"] + 2)
+    assert notes == []
+    given = f"min = {old['min']}\nmax = {old['max']}\n"
+    assert came_of(f"{given}scale = {old['scale']}\nzero_point = {old['zero_point']}\n")[1] == []
+    for stale in ("scale = 1.0", "zero_point = 7", 'type = "uint16"', "bits = 6"):
+        found, notes = came_of(f"{given}{stale}\n")
+        assert (found["scale"], found["zero_point"], found["type"]) == (old["scale"], old["zero_point"], old["type"])
+        assert notes[0].startswith(f"Of {name}, type, bits, scale or zero_point in")
+
+
+def test_a_name_that_is_not_there_is_told_with_the_file(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("schema = 1\n[ranges.imag]\nmin = 0\nmax = 2\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"the ranges .*r.toml: imag matches no quantized tensor; did you mean image"):
+        onnxq.quantize(models / "residual.onnx", models / "digits_calibration.npz", ranges=path, validate=False)
+
+
 def test_names_with_wildcards_are_names(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('schema = 1\n[ranges."a[0]*"]\nmin = -1\nmax = 2\n', encoding="utf-8")
@@ -87,10 +115,17 @@ def test_a_tensor_that_is_named_like_an_op_speaks_for_itself_only(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("schema = 1\n[ranges.x]\nmin = 1\nmax = 0\n", "ranges.x: .*of which min is less"),
-        ("schema = 1\n[ranges.x]\nmin = 0\nmax = inf\n", "ranges.x: .*no two float32 numbers"),
+        ("schema = 1\n[ranges.x]\nmin = 1\nmax = 0\n", "ranges.x: it needs min < max, float32 numbers, not 1.0 and 0.0"),
+        ("schema = 1\n[ranges.x]\nmin = 0\nmax = inf\n", "ranges.x: option upper .* is inf; it takes a finite number"),
         ("schema = 1\n[ranges.x]\nmin = 0\nmax = 1\nbits = 99\n", "ranges.x.bits"),
-        ("schema = 1\n[ranges.x]\nmin = 1\n", "ranges.x.max: field required"),
+        (
+            "schema = 1\n[ranges.x]\nmin = 0\nmax = 1e-45\n",
+            "ranges.x: it needs min < max, float32 numbers, not 0.0 and 1",
+        ),
+        ("schema = 1\n[ranges.x]\nmin = 1\n", "ranges.x: of min and max there is only one; give both"),
+        ("schema = 1\n[ranges.x]\nzero_point = 1\n", "ranges.x: there is neither a range, min and max, nor a scale"),
+        ("schema = 1\n[ranges.x]\nscale = -1.0\n", "ranges.x: fixed-scale needs a positive scale"),
+        ("schema = 1\n[ranges]\nx = 1\n", "ranges.x: it is no table of keys"),
         ("schema = 2\n", "schema: input should be 1"),
         ("schema = ", "cannot be read"),
     ],

@@ -60,7 +60,8 @@ class ChooseRanges(Pass):
                 continue
             sketch = model.calibration.sketches.get(name) if model.calibration else None
             if sketch is None or not sketch.count:
-                raise CalibrationError(f"tensor {name} was empty in every sample; give data in which it is not")
+                was = "NaN or infinity" if sketch is not None and sketch.nan_count + sketch.inf_count else "empty"
+                raise CalibrationError(f"tensor {name} was {was} in every sample; give data in which it is not")
             model.params[name] = _params(model, tensor, spec, sketch, kind or default)
             chosen += 1
         return chosen
