@@ -178,6 +178,8 @@ class Calibration:
             kept = {d: whole(feeds.get(k, {}), sequences.get(str(k), {})) for k, d in enumerate(header["kept"])}
             if any(hash_of_feed(feed) != digest for digest, feed in kept.items()):
                 raise ValueError("a kept feed is not the one of its hash")
+            if not {*header["probes"], *header["loudest"]} <= kept.keys():
+                raise ValueError("a probe is no kept feed")
             return cls(
                 sketches={name: TensorSketch.from_arrays(arrays[k]) for k, (name, _) in enumerate(header["tensors"])},
                 first_look={cone: ChannelStatistics.from_arrays(looks[k]) for k, cone in enumerate(header["first_look"])},

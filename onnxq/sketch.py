@@ -65,6 +65,8 @@ class ChannelStatistics:
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ChannelStatistics:
         low, high = arrays["channel_range"]
+        if not (low <= high).all():
+            raise ValueError("channels have no range")
         return cls(low, high, ExactSum(arrays["channel_totals"].copy()), int(arrays["channel_count"][0]))
 
     def add(self, extent: Extent, size: int) -> None:

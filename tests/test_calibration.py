@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx.parser
@@ -144,6 +146,51 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.calib").write_bytes(content)
     with pytest.raises(CalibrationError, match="no readable calibration file"):
         Calibration.load(tmp_path / "m.calib")
+
+
+def rewritten(path: Path, member: str, change: Callable[[Any], Any]) -> None:
+    """Change one member of a calibration file by hand: what its JSON says, the arrays in it, or all of its bytes."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    if member.endswith(".json"):
+        members[member] = json.dumps(change(json.loads(members[member]))).encode()
+    else:
+        with np.load(io.BytesIO(members[member])) as arrays:
+            made, buffer = change(dict(arrays)), io.BytesIO()
+        if not isinstance(made, bytes):
+            np.savez(buffer, **made)
+            made = buffer.getvalue()
+        members[member] = made
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("member", "change"),
+    [
+        ("sketches.npz", lambda _: b""),
+        ("first_look.npz", lambda _: b""),
+        ("feeds.npz", lambda _: b""),
+        ("header.json", lambda header: {**header, "loudest": None}),
+        ("header.json", lambda header: {**header, "probes": None}),
+        ("header.json", lambda header: {**header, "sequences": [1]}),
+        ("feeds.npz", lambda arrays: {key: array[..., :1] for key, array in arrays.items()}),
+        ("feeds.npz", lambda _: {}),
+        ("sketches.npz", lambda arrays: {k: -a if k.endswith("/pages") else a for k, a in arrays.items()}),
+        ("sketches.npz", lambda arrays: {k: a * np.nan if k.endswith("/range") else a for k, a in arrays.items()}),
+        ("sketches.npz", lambda arrays: {k: a[::-1] if k.endswith("channel_range") else a for k, a in arrays.items()}),
+    ],
+)
+def test_files_that_were_changed_by_hand_are_refused(member: str, change: Callable[[Any], Any], tmp_path: Path) -> None:
+    found = collect(onnx.parser.parse_model(NET), {"x": 1, "a": None}, samples(1))
+    path = tmp_path / "x.calib"
+    found.save(path)
+    rewritten(path, member, lambda same: same)
+    assert Calibration.load(path).samples == 1
+    rewritten(path, member, change)
+    with pytest.raises(CalibrationError, match=r"x\.calib is no readable calibration file: "):
+        Calibration.load(path)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

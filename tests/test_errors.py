@@ -281,6 +281,8 @@ def test_how_to_collect(fails: Callable[..., None]) -> None:
     fails(f"{start} --workers 0", "--workers")
     fails("calibrate m.onnx n.onnx --data d.npz -o q.calib", "2 files were given", "--merge")
     fails("calibrate --merge none.calib -o q.calib", "none.calib", "calibration")
+    idle = "--merge joins files and collects nothing; leave --target, --max-samples out"
+    fails("calibrate --merge none.calib -o q.calib --target cpu --max-samples 3", idle)
     fails("quantize m.onnx --data d.npz -o q.onnx --ranges none.toml", "none.toml", "cannot be read")
 
 
