@@ -102,7 +102,8 @@ def dask(address: str) -> Iterator[Executor]:
     except (OSError, TimeoutError, ValueError) as error:
         raise RecipeError(f"there is no Dask scheduler at {address}: {error}; start one with: dask scheduler") from error
     logger = logging.getLogger("distributed.client")
-    level, _ = logger.level, logger.setLevel(logging.CRITICAL)  # a lost cluster is one message of ours
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # a lost cluster is one message of ours
     try:
         try:
             client.wait_for_workers(1, timeout=WORKERS_SECONDS)
