@@ -22,7 +22,7 @@ import pytest
 
 import onnxq.collection
 from onnxq import executors, memory
-from onnxq.calibration import Calibration, merged
+from onnxq.calibration import Calibration, merge, merged
 from onnxq.collection import Collecting, collect
 from onnxq.collector import Collector
 from onnxq.data import Sample
@@ -306,6 +306,15 @@ def test_an_interrupted_run_goes_on(
     assert content(resumed) == content(collect(NET, AXES, samples(), Collecting(threads=1)))
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    how = Collecting(threads=1, checkpoint=tmp_path / "progress")
+    collect(NET, AXES, samples(3), how)
+    (path,) = (tmp_path / "progress").glob("*.calib")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CalibrationError, match=rf"the checkpoint {path} cannot be read \(.*\); remove it to start over$"):
+        collect(NET, AXES, samples(3), how)
+
+
 @pytest.mark.usefixtures("held")
 def test_groups_that_are_done_are_not_collected_again(tmp_path: Path, content: Callable[[Calibration], bytes]) -> None:
     """Interrupted in the second of two groups: the partial calibration would lack tensors, the checkpoint goes on."""
@@ -457,6 +466,14 @@ def test_merged_parts_equal_the_whole() -> None:
     one, other = merged(parts), merged(parts[::-1])
     for name in AXES:
         assert one.sketches[name].series == other.sketches[name].series
+
+
+def test_files_that_do_not_go_together_are_named(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.calib", tmp_path / "b.calib"]
+    for path in paths:
+        collect(NET, AXES, samples(2), Collecting(source_hash=path.name)).save(path)
+    with pytest.raises(CalibrationError, match=r"b\.calib was made from another model than .*a\.calib"):
+        merge(paths)
 
 
 def test_parts_that_do_not_go_together_are_refused() -> None:

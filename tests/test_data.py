@@ -580,6 +580,16 @@ def test_a_state_is_fed_back_and_starts_anew_where_it_is_given() -> None:
             state = 0.5 * state + rows[k]
 
 
+def test_a_state_that_does_not_fit_is_told_of_the_option() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+    net (float[1, 3] x, float[1, 2] state) => (float[1, 3] y, float[1, 2] z) { y = Relu (x) z = Relu (state) }"""
+    session = Session(onnx.parser.parse_model(text))
+    data = open_samples([{"x": np.ones((1, 3), np.float32)}] * 2, session.inputs)
+    samples = fed_back(data, session, {"y": "state"}, session.inputs)
+    with pytest.raises(DataError, match=r"feedback y=state, made of sample 0: input state has shape \[1, 3\]"):
+        list(samples)
+
+
 @pytest.mark.parametrize(
     ("states", "words"), [({"nxt": "state"}, "no output nxt; did you mean next"), ({"next": "z"}, "input z")]
 )
