@@ -100,7 +100,10 @@ def _seen(start: Model, axes: Axes, among: Iterable[str]) -> Calibration | None:
 
 
 def few_of(samples: Samples, progress: Progress | None = None) -> dict[int, Sample]:
-    """At most FEW different ones of the samples, by their number, FEWEST where they are large: those of least hash."""
+    """At most FEW different ones of the samples, by their number, FEWEST where they are large: those of least hash.
+
+    Reads all of them, so `samples` knows their number afterwards.
+    """
     few: dict[str, tuple[int, Sample]] = {}
     end = "z"  # of the hashes: those from here on are not among the few of all samples, whatever comes
     k = 0
