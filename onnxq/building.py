@@ -12,7 +12,7 @@ from typing import Any
 from onnxq import audit, firstlook
 from onnxq import passes as p
 from onnxq.bodies import bodies_with_layers, samples_of
-from onnxq.collection import Collecting
+from onnxq.collecting import Collecting
 from onnxq.cones import cone_of_scaled, cones_of
 from onnxq.data import Sample
 from onnxq.errors import ModelError, OnnxqError, RecipeError, nearest

@@ -18,6 +18,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from onnxq import cores
+
 VERSION = 17  # of the API; every onnxruntime since 1.17 has it
 FATAL = 4  # the level of the log: what matters is raised
 CPU_ALLOCATOR, CPU_MEMORY = 1, 0  # an arena; the default kind of memory
@@ -203,7 +205,7 @@ class Session:
         options = found.made("CreateSessionOptions")
         try:
             found("SetSessionGraphOptimizationLevel", options, 0)
-            found("SetIntraOpNumThreads", options, threads)
+            found("SetIntraOpNumThreads", options, cores.threads_for(threads))
             for key, text in config.items():
                 found("AddSessionConfigEntry", options, key.encode(), text.encode())
             found("AddCustomOpDomain", options, op.domain)

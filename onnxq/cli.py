@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import sys
@@ -286,9 +285,11 @@ def _executor(workers: int | None, dask: str | None) -> Iterator[Any]:
 
 def _shared(threads: int, workers: int | None, dask: str | None) -> int:
     """Threads of each worker: the number given, or the cores divided among the processes, or one of a cluster's threads."""
+    from onnxq import cores
+
     if threads or (workers is None and dask is None):
         return threads
-    return 1 if workers is None else max(1, (os.cpu_count() or 1) // workers)
+    return 1 if workers is None else max(1, cores.usable() // workers)
 
 
 def _states(pairs: list[str] | None) -> dict[str, str] | None:

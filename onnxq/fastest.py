@@ -9,7 +9,6 @@ otherwise.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxq import costs, runtime, timing
+from onnxq import cores, costs, runtime, timing
 from onnxq.graph import Graph, Variable, is_float32
 from onnxq.latency import ratio_interval
 from onnxq.model import Model, State
@@ -94,7 +93,7 @@ def fastest(first: Built, build: Build, plain: Callable[[], Built], given: Loada
         best = chosen
     floats = plain()
     on_one = best = _faster(best, floats, feed, threads, FLOAT_WORTH)
-    if for_all and best is not floats and (os.cpu_count() or 1) > 1 and _is_slower(best, given, feed, 0):
+    if for_all and best is not floats and cores.usable() > 1 and _is_slower(best, given, feed, 0):
         kept = best.model.planned & _worth_it(best, alike, reference, feed, shapes, 0)
         other = build(everything - kept, best.model.at_run_time) if kept else floats
         best = floats if any(_is_slower(other, given, feed, count) for count in (1, 0)) else other

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from onnxq import runtime
+from onnxq import cores, runtime
 
 
 @lru_cache(maxsize=1)
@@ -52,7 +51,7 @@ def facts() -> dict[str, Any]:
         "cpu": cpu_name(),
         "features": sorted(cpu_flags() & {"avx2", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}),
         "u8s8_saturates": u8s8_saturates(),
-        "cores": os.cpu_count(),
+        "cores": cores.usable(),
         "onnxruntime": runtime.VERSION,
         "onnx": onnx.__version__,
         "python": platform.python_version(),

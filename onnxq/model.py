@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxq.collection import Collecting
+from onnxq.collecting import Collecting
 from onnxq.equalization import Gate, Scaled, known_as
 from onnxq.errors import PassError
 from onnxq.graph import Constant, Graph, Node, Tensor, clip_bounds

@@ -13,7 +13,8 @@ from onnxq import passes as p
 from onnxq import runtime, validation
 from onnxq.building import build, equalize
 from onnxq.calibration import Calibration
-from onnxq.collection import Collecting, Nonfinite
+from onnxq.collecting import Collecting
+from onnxq.collector import Nonfinite
 from onnxq.data import fed_back, load_function, open_samples
 from onnxq.errors import OnnxqError, OutputError, RecipeError, nearest
 from onnxq.files import check_writable

@@ -16,7 +16,7 @@ import onnx
 from onnxq import native, proof, runtime
 from onnxq import passes as p
 from onnxq.calibration import Calibration
-from onnxq.collection import Collecting
+from onnxq.collecting import Collecting
 from onnxq.cones import cones_of
 from onnxq.data import Samples, fed_back, open_samples
 from onnxq.errors import CalibrationError, DataError, ModelError, RecipeError, nearest

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxq import providers
+from onnxq import cores, providers
 from onnxq.errors import ModelError, RecipeError, nearest
 from onnxq.feeds import Value
 from onnxq.proto import folder_of, tensor_type_of
@@ -190,7 +190,7 @@ def _options(threads: int, config: Mapping[str, str]) -> ort.SessionOptions:
     options.log_severity_level = 4  # what matters is raised; the log only repeats it
     for library in custom_op_libraries:
         options.register_custom_ops_library(library)
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = cores.threads_for(threads)
     for key, text in config.items():
         options.add_session_config_entry(key, text)
     return options

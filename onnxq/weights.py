@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from onnxq import kernels
+from onnxq import cores, kernels
 from onnxq.model import Observed
 from onnxq.numerics import Array, Granularity, PerAxis, QuantParams, params_of_range
 from onnxq.observers import Observer, observer
@@ -68,7 +67,7 @@ def rounding_errors(rows: Array, params: QuantParams) -> Array:
     scale = np.broadcast_to(params.scale, len(rows)).astype(np.float32)
     zero = np.broadcast_to(params.zero_point, len(rows)).astype(np.float32)
     low, high, total = params.type.qmin - zero, params.type.qmax - zero, np.zeros(len(rows))
-    parts = np.array_split(np.arange(len(rows)), max(1, min(os.cpu_count() or 1, rows.size >> 20)))
+    parts = np.array_split(np.arange(len(rows)), max(1, min(cores.usable(), rows.size >> 20)))
     with ThreadPoolExecutor(len(parts)) as pool:
         for part in [
             pool.submit(_add_errors, rows, scale, low, high, total, slice(p[0], p[-1] + 1)) for p in parts if len(p)

@@ -17,7 +17,8 @@ import pytest
 import onnxq.calibration
 from onnxq import cli
 from onnxq.calibration import FEWEST_PROBES, PROBES, Calibration, merged
-from onnxq.collection import Collecting, collect
+from onnxq.collecting import Collecting
+from onnxq.collection import collect
 from onnxq.data import Sample, open_samples
 from onnxq.errors import CalibrationError, DataError
 from onnxq.feeds import hash_of_feed

@@ -23,7 +23,8 @@ import pytest
 import onnxq.collection
 from onnxq import executors, memory
 from onnxq.calibration import Calibration, merge, merged
-from onnxq.collection import Collecting, collect
+from onnxq.collecting import Collecting
+from onnxq.collection import collect
 from onnxq.collector import Collector
 from onnxq.data import Sample
 from onnxq.errors import CalibrationError, DataError, OutputError, RecipeError
@@ -212,8 +213,8 @@ def test_an_executor_that_gives_up_or_takes_no_more_is_named(monkeypatch: pytest
 def test_a_cluster_without_workers_is_not_waited_for_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed", reason="distributed is not installed")
     monkeypatch.setattr(executors, "WORKERS_SECONDS", 1.0)
-    monkeypatch.setattr(onnxq.collection, "DEATH_SECONDS", 0.5)
-    monkeypatch.setattr(onnxq.collection, "ALONE_SECONDS", 1.0)
+    monkeypatch.setattr(onnxq.shards, "DEATH_SECONDS", 0.5)
+    monkeypatch.setattr(onnxq.shards, "ALONE_SECONDS", 1.0)
     with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
         with (
             pytest.raises(RecipeError, match=r"has no workers; start some with: dask worker tcp://"),
@@ -256,15 +257,15 @@ def test_an_executor_without_a_factory_says_how_to_go_on() -> None:
 
 def test_a_pool_is_looked_at_only_when_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[Executor] = []
-    monkeypatch.setattr(onnxq.collection, "end_if_stuck", looked.append)
-    monkeypatch.setattr(onnxq.collection, "DEATH_SECONDS", 60.0)
+    monkeypatch.setattr(onnxq.shards, "end_if_stuck", looked.append)
+    monkeypatch.setattr(onnxq.shards, "DEATH_SECONDS", 60.0)
     with ThreadPoolExecutor(2) as pool:
         collect(NET, AXES, samples(), Collecting(threads=1, executor=pool))
     assert looked == []
 
 
 def test_a_worker_that_dies_while_it_answers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxq.collection, "DEATH_SECONDS", 0.5)
+    monkeypatch.setattr(onnxq.shards, "DEATH_SECONDS", 0.5)
     pool: Any = executors.processes(2)()
 
     def killing() -> Iterator[Sample]:
@@ -399,7 +400,7 @@ def test_a_full_disk_does_not_stop_the_work(tmp_path: Path, monkeypatch: pytest.
     def full(self: Calibration, path: Path) -> None:
         raise OutputError(f"{path} cannot be written: No space left on device")
 
-    monkeypatch.setattr(onnxq.collection, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(onnxq.keeper, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(Calibration, "save", full)
     found = collect(NET, AXES, samples(), Collecting(threads=1, checkpoint=tmp_path))
     assert found.samples == 40

@@ -16,11 +16,12 @@ import pytest
 import onnxq
 from onnxq import cli, executors, runtime, target
 from onnxq.calibration import Calibration
-from onnxq.collection import Job, observe_shard
+from onnxq.collector import Job
 from onnxq.errors import ModelError, RecipeError
 from onnxq.graph import Graph
 from onnxq.model import Model, Observed
 from onnxq.passes import ChooseRanges
+from onnxq.shards import observe_shard
 from onnxq.sketch import TensorSketch
 
 Run = Callable[..., tuple[int, str]]

@@ -168,7 +168,7 @@ def test_what_is_faster_on_one_thread_is_not_slower_than_float_on_all_cores(
     def worth(*given: Any) -> set[str]:
         return half if given[-1] == 0 else set(given[0].model.planned)
 
-    monkeypatch.setattr(fastest.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(fastest.cores, "usable", lambda: 2)
     _ranked(monkeypatch, lambda *_: False)
     monkeypatch.setattr(fastest, "_is_slower", is_slower)
     monkeypatch.setattr(fastest, "_worth_it", worth)

@@ -21,7 +21,8 @@ import onnxq
 import onnxq.collector
 from onnxq import capi, watching
 from onnxq.calibration import Calibration
-from onnxq.collection import Collecting, collect
+from onnxq.collecting import Collecting
+from onnxq.collection import collect
 from onnxq.collector import Axes, Collector, Nonfinite, watched
 from onnxq.data import Sample
 from onnxq.equalization import Scaled

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -32,8 +31,9 @@ from rich.console import Console
 from rich.table import Table
 
 import onnxq
-from onnxq import firstlook
-from onnxq.collection import Collecting, collect
+from onnxq import cores, firstlook
+from onnxq.collecting import Collecting
+from onnxq.collection import collect
 from onnxq.observers.percentile import quantile
 from onnxq.passes.observe import collect_statistics
 from onnxq.runtime import Session, exposed
@@ -238,7 +238,7 @@ def main() -> None:
         tool, network, count, threads, *timed = said.one
         print(json.dumps(one(tool, network, int(count), int(threads), timed=bool(timed))))
         return
-    table = Table(title=f"{os.cpu_count()} cores, {said.threads or 'all'} thread(s) of onnxruntime, {said.feeds} feeds")
+    table = Table(title=f"{cores.usable()} cores, {said.threads or 'all'} thread(s) of onnxruntime, {said.feeds} feeds")
     for column in (
         "network", "tool", "once started, x inference",
         "collecting, x inference", "whole (first), x inference", "GB at 32", "GB at 256", "error of p99.99, %"
