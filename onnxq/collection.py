@@ -46,7 +46,9 @@ def collect(
     an interrupt carries what was collected until then as its attribute `partial`.
     """
     how = how or Collecting()
-    lanes, threads = lanes_here(how.threads, total) if how.executor is None else (1, how.threads)
+    lanes, threads = 1, how.threads
+    if how.executor is None:
+        lanes, threads = lanes_here(how.threads, total, memory_limit=how.memory_limit)
     how, scaled = replace(how, threads=threads), scaled or {}
     together = computed(dict.fromkeys([*among, *axes]), scaled)
     groups: Sequence[Axes] = [axes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -10,20 +11,58 @@ from contextlib import contextmanager
 
 import onnx
 
-from onnxq import cores
-from onnxq.collector import Collector, Job
+from onnxq import cores, memory
+from onnxq.collector import Collector, Job, Part
 from onnxq.data import Sample
 from onnxq.exposure import OptimizedGraphs
 from onnxq.keeper import Indexed, Keeper
 
-MOST_LANES = 4
+MOST_LANES = 16
+FEW_LANES = 4  # where it is not known what memory they may take
+SAMPLES_A_LANE = 2  # at least, as a lane takes about as long to start as for a sample of a small model
+AHEAD = 2  # samples that are read before a lane is free for them
+FREE_SHARE = 0.5  # of the memory that is free, which all lanes but a few may take
 
 
-def lanes_here(threads: int, total: int | None) -> tuple[int, int]:
-    """Samples that this process has under way at once, and the threads of the runtime for each: of all cores, if 0."""
+def lanes_here(threads: int, total: int | None, *, memory_limit: int | None = None) -> tuple[int, int]:
+    """Samples that this process has under way at once, and the threads of the runtime for each: of all cores, if 0.
+
+    One thread on each of many samples gets more done than many threads on each of a few, which wait for one another.
+    """
     usable = cores.usable()
-    lanes = max(1, min(MOST_LANES, usable, total or MOST_LANES))
+    many = MOST_LANES if memory_limit is None and memory.available() is not None else FEW_LANES
+    most = max(FEW_LANES, min(many, usable // max(1, threads), many if total is None else total // SAMPLES_A_LANE))
+    lanes = max(1, min(most, usable, most if total is None else total))
     return lanes, threads or usable // lanes
+
+
+class Gate:
+    """Lets a few samples be under way at once, and more of them when it is seen what memory these take."""
+
+    def __init__(self, lanes: int) -> None:
+        few = min(FEW_LANES, lanes)
+        self._open, self._closed = threading.Semaphore(few), lanes - few
+        self._few, self._done, self._lock = few, 0, threading.Lock()
+        self._before = memory.resident()
+
+    @contextmanager
+    def lane(self) -> Iterator[None]:
+        """A lane, when one is free."""
+        with self._open:
+            yield
+        with self._lock:
+            self._done += 1
+            more, self._closed = (self._affordable(), 0) if self._done == self._few else (0, self._closed)
+        if more:
+            self._open.release(more)
+
+    def _affordable(self) -> int:
+        """How many more lanes there is memory for, by what the first few have taken."""
+        now, free = memory.resident(), memory.available()
+        if self._before is None or now is None or free is None:
+            return 0
+        each = max(1, now - self._before) / self._few
+        return min(self._closed, int(FREE_SHARE * free / each))
 
 
 def run_here(
@@ -31,20 +70,25 @@ def run_here(
 ) -> None:
     """Each lane, a thread, runs the model on a sample and counts it in a part of its own, so that no core waits."""
     collector = Collector(job, model, graphs)
-    parts = [collector.part() for _ in range(lanes)]  # those that no lane has
+    gate = Gate(lanes)
+    parts: list[Part] = []  # those that no lane has
     pending: deque[Future[None]] = deque()
 
     def add(index: int, sample: Sample) -> None:
-        part = parts.pop()
-        try:
-            collector.add(index, sample, part)
-        finally:
-            parts.append(part)
+        with gate.lane():
+            try:
+                part = parts.pop()
+            except IndexError:
+                part = collector.part()
+            try:
+                collector.add(index, sample, part)
+            finally:
+                parts.append(part)
 
     def settle() -> None:
         """Wait for all that is under way, and add the parts up."""
         wait(pending)
-        done, parts[:] = parts[:], [collector.part() for _ in range(lanes)]  # first, for an interrupt not to add them twice
+        done, parts[:] = parts[:], []  # first, for an interrupt not to add them twice
         for part in done:
             if not part.is_broken:
                 keeper.found.absorb(part.settled())
@@ -54,7 +98,7 @@ def run_here(
         try:
             for index, sample in items:
                 pending.append(pool.submit(add, index, sample))
-                if len(pending) > 2 * lanes:
+                if len(pending) > lanes + AHEAD:
                     pending.popleft().result()  # in their order, so that of several faults the first is told
                     done += 1
                     keeper.show(done)

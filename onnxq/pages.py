@@ -14,6 +14,7 @@ from onnxq.exactsum import ExactSum
 
 BINS_A_PAGE = 128
 PAGES = 512
+FIRST_ROWS = 32  # of pages that there is room for; most tensors touch fewer
 MOST_LANES = 1 << 16  # of an array with its channels last; wider ones are taken as blocks
 FIRST_KEY, LAST_KEY = -(1 << 31), (1 << 31) - 1
 MOST_AT_ONCE = 1 << 18  # elements, so that in each of eight tables their counts fit 16 bits
@@ -24,7 +25,7 @@ class Pages:
 
     def __init__(self) -> None:
         self._slots = np.full(PAGES, -1, np.int16)
-        self._rows = np.zeros((8, BINS_A_PAGE), np.int64)
+        self._rows = np.zeros((FIRST_ROWS, BINS_A_PAGE), np.int64)
         self._used = 0
 
     def items(self) -> Iterator[tuple[int, np.ndarray]]:

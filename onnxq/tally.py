@@ -23,9 +23,10 @@ from onnxq.compiled.records import FAILED, FINE, GROW, HEADER, RECORD
 from onnxq.equalization import Scaled
 from onnxq.errors import CalibrationError
 from onnxq.pages import new_scratch
-from onnxq.sketch import Look, TensorSketch
+from onnxq.sketch import ChannelStatistics, Look, TensorSketch
 
 ASK = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
+WORD = {name: k for k, name in enumerate(RECORD.names or ())}
 MOST_TAKEN = 64  # samples whose extremes are held before the sketches are told of them
 Visit = Callable[[int, np.ndarray | Blocks], None]  # the number of a reading, and the tensor
 
@@ -46,6 +47,7 @@ class Tally:
         self.readings, self.sketches = readings, [sketches[r.sketch] for r in readings]
         self._lanes = lanes
         self._records = np.zeros(len(readings), RECORD)
+        self._words = self._records.view(np.int64).reshape(len(readings), -1)  # the same, for Python to write faster
         self._extents = [np.empty((2, 0), np.int32)] * len(readings)
         self._factors = [None if r.scaled is None else np.array(r.scaled.factors, np.float32) for r in readings]
         self._ends = np.empty((len(readings), 2))
@@ -63,7 +65,8 @@ class Tally:
             ("seen", seen.ctypes.data), ("ask", ctypes.cast(self._ask, ctypes.c_void_p).value),
         ):  # fmt: skip
             self._header[name] = address
-        for k in range(len(readings)):
+        for k, reading in enumerate(readings):
+            self._foresee(self.sketches[k], reading)
             self._bind(k)
 
     @property
@@ -131,18 +134,24 @@ class Tally:
             if sketch.channel_axis is not None and sketch.channels is not None:
                 sketch.channels.count += int((count // len(sketch.channels.minimum)).sum())
 
+    @staticmethod
+    def _foresee(sketch: TensorSketch, reading: Reading) -> None:
+        """Make room for the channels where their number is known, so that Python is not asked for the first array."""
+        if sketch.channel_axis == 1 and sketch.channels is None and reading.channels is not None:
+            sketch.channels = ChannelStatistics.empty(reading.channels)
+
     def _bind(self, k: int) -> None:
         """Let a record hold the addresses of a sketch's arrays."""
-        sketch, reading, record = self.sketches[k], self.readings[k], self._records[k]
+        sketch, reading, words = self.sketches[k], self.readings[k], self._words[k]
         by_channel = sketch.channel_axis is not None
         channels, total = 1, sketch.total
-        record["minimum"] = record["maximum"] = 0
+        minimum = maximum = 0
         if by_channel:
             known = sketch.channels
             channels = 0 if known is None else len(known.minimum)
             if known is not None:
                 total = known.total
-                record["minimum"], record["maximum"] = known.minimum.ctypes.data, known.maximum.ctypes.data
+                minimum, maximum = known.minimum.ctypes.data, known.maximum.ctypes.data
         if self._extents[k].shape[1] != channels:
             self._extents[k] = np.empty((2, channels), np.int32)
         low, high = self._extents[k]
@@ -153,11 +162,11 @@ class Tally:
         for name, number in (
             ("by_channel", by_channel), ("axis", sketch.channel_axis or 0), ("blocked", reading.channels or 0),
             ("channels", channels), ("low", low.ctypes.data), ("high", high.ctypes.data),
-            ("total", total.memory.ctypes.data), ("factors", 0 if factors is None else factors.ctypes.data),
-            ("number", 0 if factors is None else len(factors)),
+            ("minimum", minimum), ("maximum", maximum), ("total", total.memory.ctypes.data),
+            ("factors", 0 if factors is None else factors.ctypes.data), ("number", 0 if factors is None else len(factors)),
             ("slots", slots.ctypes.data), ("rows", rows.ctypes.data), ("capacity", len(rows)), ("used", used),
         ):  # fmt: skip
-            record[name] = number
+            words[WORD[name]] = number
 
     def asked(self, what: int, k: int, kind: int, data: int, rank: int, dims: int) -> None:
         """Do what compiled code asks for: `what`, for reading k, of the array at an address."""

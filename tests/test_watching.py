@@ -63,7 +63,7 @@ def counted(
     """The statistics, or what is told of a failure and what is left of them then."""
     samples = [Sample(feed, None, f"sample {k}") for k, feed in enumerate(feeds)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxq.collection, "lanes_here", lambda *_: (1, 1))  # in their order
+        patch.setattr(onnxq.collection, "lanes_here", lambda *_, **__: (1, 1))  # in their order
         if held:
             patch.setattr(onnxq.collector, "is_possible", lambda _: False)
         try:
@@ -171,7 +171,7 @@ def rerun(
 ) -> None:
     """Let the first few second runs of samples see other feeds."""
     run, left = Watched.run, [None] * times
-    monkeypatch.setattr(onnxq.collection, "lanes_here", lambda *_: (1, 1))
+    monkeypatch.setattr(onnxq.collection, "lanes_here", lambda *_, **__: (1, 1))
 
     def other(self: Watched, feed: dict[str, np.ndarray], tally: Tally, where: str, visit: Visit | None = None) -> Any:
         if visit is not None and left:
@@ -219,7 +219,7 @@ def test_what_was_counted_when_memory_ran_out_is_lost_with_its_part(monkeypatch:
     def full(self: Pages) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(onnxq.collection, "lanes_here", lambda *_: (1, 1))
+    monkeypatch.setattr(onnxq.collection, "lanes_here", lambda *_, **__: (1, 1))
     feeds = [np.ones(50), 2.0 ** np.arange(-60, 60)]
     samples = [Sample({"x": x.astype(np.float32).reshape(1, 1, -1)}, None, f"sample {k}") for k, x in enumerate(feeds)]
     monkeypatch.setattr(Pages, "grow", full)
@@ -236,7 +236,7 @@ def test_an_array_that_was_counted_in_part_is_lost_with_its_part(monkeypatch: py
         look(self, x[..., :1])
         raise MemoryError
 
-    monkeypatch.setattr(onnxq.collection, "lanes_here", lambda *_: (1, 1))
+    monkeypatch.setattr(onnxq.collection, "lanes_here", lambda *_, **__: (1, 1))
     monkeypatch.setattr(onnxq.collector.TensorSketch, "look", half)
     with pytest.raises(MemoryError) as stop:
         collect(NET, {"a": 1}, of_values(1), Collecting(threads=1))
