@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import chain
 
 import onnx
 
@@ -66,9 +67,12 @@ class Gate:
 
 
 def run_here(
-    job: Job, model: onnx.ModelProto, items: Iterable[Indexed], keeper: Keeper, lanes: int, graphs: OptimizedGraphs
+    job: Job, model: onnx.ModelProto, items: Iterator[Indexed], keeper: Keeper, lanes: int, graphs: OptimizedGraphs
 ) -> None:
     """Each lane, a thread, runs the model on a sample and counts it in a part of its own, so that no core waits."""
+    first = next(items, None)
+    if first is None:  # all is known from before
+        return
     collector = Collector(job, model, graphs)
     gate = Gate(lanes)
     parts: list[Part] = []  # those that no lane has
@@ -96,7 +100,7 @@ def run_here(
     done = 0
     with _young_garbage_only(), ThreadPoolExecutor(lanes, "onnxq-lane") as pool:
         try:
-            for index, sample in items:
+            for index, sample in chain([first], items):
                 pending.append(pool.submit(add, index, sample))
                 if len(pending) > lanes + AHEAD:
                     pending.popleft().result()  # in their order, so that of several faults the first is told
