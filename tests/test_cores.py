@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from onnxq import cores
+
 PINNED = """
 import json, os, sys
 from pathlib import Path
@@ -29,3 +31,26 @@ def test_a_process_with_some_of_the_cores_stays_on_them(models: Path) -> None:
     assert usable == 1
     assert lanes == [1, 1]
     assert used == [own]
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("x", 8)]
+)
+def test_a_container_has_the_cores_of_its_limit(
+    quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert cores.usable() == 8
+    assert cores.threads_for(0) == 0
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert cores.usable() == expected
+    assert cores.threads_for(0) == (0 if expected == 8 else expected)
+    assert cores.threads_for(3) == 3
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    words = quota.split() if quota != "x" else ["-1", "100000"]
+    for name, text in zip(("quota", "period"), words, strict=True):
+        (tmp_path / "cpu" / f"cpu.cfs_{name}_us").write_text(text.replace("max", "-1"))
+    assert cores.usable() == expected
