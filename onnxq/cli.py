@@ -157,6 +157,13 @@ def quantize(
     json_: Json = False,
 ) -> None:
     """Quantize a trained float32 model and compare the result with it."""
+    if data is None and evaluation is None:
+        of_data = {
+            "max-samples": max_samples, "feedback": feedback, "image-size": image_size, "image-mean": image_mean,
+            "image-std": image_std,
+        }  # fmt: skip
+        if given := [f"--{name}" for name, value in of_data.items() if value]:
+            raise RecipeError(f"{' and '.join(given)} say how data is read, and there is none; give --data or --eval too")
     images = _images(image_size, image_mean, image_std, image_scale, image_layout, image_order)
     read = {"the --data": data, "the --eval data": evaluation, "the --calibration file": calibration, "the --recipe": recipe}
     written = {"the report": report, "the output": output, "the ranges saved": save_ranges}

@@ -41,21 +41,21 @@ class Gate:
     """Lets a few samples be under way at once, and more of them when it is seen what memory these take."""
 
     def __init__(self, lanes: int) -> None:
-        few = min(FEW_LANES, lanes)
-        self._open, self._closed = threading.Semaphore(few), lanes - few
-        self._few, self._done, self._lock = few, 0, threading.Lock()
+        self.open = min(FEW_LANES, lanes)  # how many samples may be under way
+        self._few, self._most, self._done = self.open, lanes, 0
+        self._free, self._lock = threading.Semaphore(self.open), threading.Lock()
         self._before = memory.resident()
 
     @contextmanager
     def lane(self) -> Iterator[None]:
         """A lane, when one is free."""
-        with self._open:
+        with self._free:
             yield
         with self._lock:
             self._done += 1
-            more, self._closed = (self._affordable(), 0) if self._done == self._few else (0, self._closed)
-        if more:
-            self._open.release(more)
+            if self._done == self._few < self._most and (more := self._affordable()):
+                self.open += more
+                self._free.release(more)
 
     def _affordable(self) -> int:
         """How many more lanes there is memory for, by what the first few have taken."""
@@ -63,7 +63,7 @@ class Gate:
         if self._before is None or now is None or free is None:
             return 0
         each = max(1, now - self._before) / self._few
-        return min(self._closed, int(FREE_SHARE * free / each))
+        return min(self._most - self._few, int(FREE_SHARE * free / each))
 
 
 def run_here(
@@ -102,7 +102,7 @@ def run_here(
         try:
             for index, sample in chain([first], items):
                 pending.append(pool.submit(add, index, sample))
-                if len(pending) > lanes + AHEAD:
+                if len(pending) > gate.open + AHEAD:
                     pending.popleft().result()  # in their order, so that of several faults the first is told
                     done += 1
                     keeper.show(done)

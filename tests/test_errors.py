@@ -284,6 +284,8 @@ def test_how_to_collect(fails: Callable[..., None]) -> None:
     idle = "--merge joins files and collects nothing; leave --target, --max-samples out"
     fails("calibrate --merge none.calib -o q.calib --target cpu --max-samples 3", idle)
     fails("quantize m.onnx --data d.npz -o q.onnx --ranges none.toml", "none.toml", "cannot be read")
+    idle = "--max-samples and --image-size say how data is read, and there is none; give --data or --eval too"
+    fails("quantize m.onnx --calibration none.calib -o q.onnx --max-samples 3 --image-size 8", idle)
 
 
 def test_labels_that_do_not_fit(fails: Callable[..., None]) -> None:
