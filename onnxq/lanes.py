@@ -75,15 +75,14 @@ def run_here(
         return
     collector = Collector(job, model, graphs)
     gate = Gate(lanes)
-    parts: list[Part] = []  # those that no lane has
+    parts, taking = list[Part](), threading.Lock()  # those that no lane has
     pending: deque[Future[None]] = deque()
 
     def add(index: int, sample: Sample) -> None:
         with gate.lane():
-            try:
-                part = parts.pop()
-            except IndexError:
-                part = collector.part()
+            with taking:
+                part = parts.pop() if parts else None
+            part = part or collector.part()
             try:
                 collector.add(index, sample, part)
             finally:

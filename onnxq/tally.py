@@ -47,7 +47,7 @@ class Tally:
         self.readings, self.sketches = readings, [sketches[r.sketch] for r in readings]
         self._lanes = lanes
         self._records = np.zeros(len(readings), RECORD)
-        self._words = self._records.view(np.int64).reshape(len(readings), -1)  # the same, for Python to write faster
+        self._words = self._records.view(np.int64).reshape(len(readings), len(WORD))  # the same, for Python to write faster
         self._extents = [np.empty((2, 0), np.int32)] * len(readings)
         self._factors = [None if r.scaled is None else np.array(r.scaled.factors, np.float32) for r in readings]
         self._ends = np.empty((len(readings), 2))
