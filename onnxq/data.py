@@ -30,9 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.ahead import read_ahead
 from onnxq.errors import DataError, nearest
-from onnxq.feeds import Feed, Value, flat, size_of, whole, without_objects
+from onnxq.feeds import Feed, Value, flat, whole, without_objects
 from onnxq.images import SUFFIXES, ImageOptions, open_images
 from onnxq.runtime import Session, TensorInfo
 
@@ -208,11 +207,7 @@ def _open_folder(folder: Path, inputs: Sequence[TensorInfo], images: ImageOption
     feeds = sorted(folder.glob("*.npz"))
     if feeds:
         names = _sequences(inputs)
-
-        def load(file: Path) -> Sample:
-            return Sample(_gathered(_load_npz(file), names), None, file.name)
-
-        return Opened(lambda: read_ahead(load, feeds, lambda sample: size_of(sample.feed)), len(feeds))
+        return Opened(lambda: (Sample(_gathered(_load_npz(f), names), None, f.name) for f in feeds), len(feeds))
     sets = sorted(p for p in folder.glob("test_data_set_*") if p.is_dir())
     if not sets and (folder / "input_0.pb").is_file():
         sets = [folder]

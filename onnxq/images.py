@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.ahead import read_ahead
 from onnxq.errors import DataError, RecipeError, nearest
 from onnxq.runtime import TensorInfo
 
@@ -68,11 +67,12 @@ def open_images(
             )
     labels = _image_labels(folder, files)
 
-    def load(of: tuple[Path, np.ndarray | None]) -> LabelledImage:
-        file, label = of
-        return _load_image(file, size, options, inputs[0]), label, _within(folder, file)
+    def read() -> Iterator[LabelledImage]:
+        for file, label in zip(files, labels, strict=True):
+            x = _load_image(file, size, options, inputs[0])
+            yield x, label, _within(folder, file)
 
-    return lambda: read_ahead(load, zip(files, labels, strict=True), lambda found: found[0].nbytes)
+    return read
 
 
 def _size_of(info: TensorInfo, layout: str) -> tuple[int, int]:
