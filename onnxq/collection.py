@@ -22,7 +22,7 @@ from onnxq.equalization import Scaled
 from onnxq.errors import CalibrationError
 from onnxq.grouping import grouped
 from onnxq.keeper import Changed, Indexed, Keeper
-from onnxq.lanes import lanes_here, run_here
+from onnxq.lanes import FEW_LANES, lanes_here, run_here
 from onnxq.shards import run_on
 from onnxq.store import hash_of_model
 
@@ -48,13 +48,13 @@ def collect(
     how = how or Collecting()
     lanes, threads = 1, how.threads
     if how.executor is None:
-        lanes, threads = lanes_here(how.threads, total, memory_limit=how.memory_limit)
+        lanes, threads = lanes_here(how.threads, total)
     how, scaled = replace(how, threads=threads), scaled or {}
     together = computed(dict.fromkeys([*among, *axes]), scaled)
     groups: Sequence[Axes] = [axes]
     holds = False
     if how.memory_limit is not None and watched(proto, axes, scaled, together, threads, how.graphs) is None:
-        holds = True
+        holds, lanes = True, min(lanes, FEW_LANES)
         groups = grouped(proto, axes, scaled, next(iter(samples)), how.memory_limit // lanes)
         how = how if len(groups) == 1 else replace(how, begun=None)
     left_out = dict(how.left_out)

@@ -20,12 +20,11 @@ from onnxq.keeper import Indexed, Keeper
 
 MOST_LANES = 16
 FEW_LANES = 4  # where it is not known what memory they may take
-SAMPLES_A_LANE = 2  # at least, as a lane takes about as long to start as for a sample of a small model
 AHEAD = 2  # samples that are read before a lane is free for them
 FREE_SHARE = 0.5  # of the memory that is free, which all lanes but a few may take
 
 
-def lanes_here(threads: int, total: int | None, *, memory_limit: int | None = None) -> tuple[int, int]:
+def lanes_here(threads: int, total: int | None) -> tuple[int, int]:
     """Samples that this process has under way at once, and the threads of the runtime for each: of all cores, if 0.
 
     One thread on each of many samples gets more done than many threads on each of a few, which wait for one another: on 16
@@ -33,8 +32,8 @@ def lanes_here(threads: int, total: int | None, *, memory_limit: int | None = No
     thread each took 0.56 times as long as plain inference on one.
     """
     usable = cores.usable()
-    many = MOST_LANES if memory_limit is None and memory.available() is not None else FEW_LANES
-    most = max(FEW_LANES, min(many, usable // max(1, threads), many if total is None else total // SAMPLES_A_LANE))
+    many = FEW_LANES if memory.available() is None else MOST_LANES
+    most = max(FEW_LANES, min(many, usable // max(1, threads)))
     lanes = max(1, min(most, usable, most if total is None else total))
     return lanes, threads or usable // lanes
 

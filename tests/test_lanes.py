@@ -21,7 +21,6 @@ MEGA = 1 << 20
         (1, 0, None, (1, 1)),
         (2, 0, 64, (2, 1)),
         (16, 0, 512, (16, 1)),
-        (16, 0, 16, (8, 2)),  # starting a lane has to pay off
         (16, 0, 3, (3, 5)),
         (16, 4, 512, (4, 4)),
         (2, 4, 512, (2, 4)),  # asked for
@@ -36,10 +35,8 @@ def test_lanes_share_the_cores(
     assert lanes.lanes_here(threads, total) == expected
 
 
-def test_lanes_are_few_where_memory_is_bounded_or_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lanes_are_few_where_memory_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "usable", lambda: 16)
-    monkeypatch.setattr(memory, "available", lambda: MEGA)
-    assert lanes.lanes_here(0, 512, memory_limit=MEGA) == (4, 4)
     monkeypatch.setattr(memory, "available", lambda: None)
     assert lanes.lanes_here(0, 512) == (4, 4)
 
