@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -242,7 +243,11 @@ def test_an_interrupt_says_what_is_kept(folder: Path, run: Run, kind: str) -> No
         f"            signal.raise_signal(signal.{kind})\n        yield {{'x': np.ones((1, 4), np.float32) * k}}\n",
         encoding="utf-8",
     )
-    found = run("calibrate", "m.onnx", "--data", f"mine_{kind}:feeds", "-o", "q.calib", "--checkpoint", "progress")
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets jobs in the background ignore it
+    try:
+        found = run("calibrate", "m.onnx", "--data", f"mine_{kind}:feeds", "-o", "q.calib", "--checkpoint", "progress")
+    finally:
+        signal.signal(signal.SIGINT, ours)
     assert found.code == 130
     assert "the statistics of 5 samples are in q.partial.calib, for quantize --calibration" in found.err
     assert "the same command goes on from what is in progress" in found.err
