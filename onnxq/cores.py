@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def usable() -> int:
     return own if share is None else max(1, min(own, ceil(share)))
 
 
+@lru_cache(maxsize=1)
 def _share() -> float | None:
     """How many cores' time a container may take, as docker's --cpus and Kubernetes' limits have it; None: all of it."""
     try:

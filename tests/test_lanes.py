@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 
 import onnxq
+import onnxq.collection
+import onnxq.collector
 from onnxq import cores, lanes, memory
+from onnxq.collecting import Collecting
+from onnxq.collection import collect
+from onnxq.collector import Collector
+from onnxq.data import Sample
 
 MEGA = 1 << 20
+NET = onnx.parser.parse_model(
+    """<ir_version: 8, opset_import: ["" : 17]> net (float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }"""
+)
 
 
 @pytest.mark.parametrize(
@@ -104,3 +116,40 @@ def test_a_container_has_the_memory_of_its_limit(tmp_path: Path, monkeypatch: py
         assert memory.available() == 0
         (tmp_path / folder / names[0]).unlink()
     assert memory.available() == 8000 * 1024
+
+
+def test_no_more_is_read_ahead_than_lanes_are_open(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "usable", lambda: 16)
+    monkeypatch.setattr(memory, "available", lambda: 0)
+    add, done, waiting = Collector.add, [0], list[int]()
+
+    def counted(*given: Any) -> None:
+        add(*given)
+        done[0] += 1
+
+    def feeds() -> Iterator[dict[str, np.ndarray]]:
+        for k in range(40):
+            waiting.append(k - done[0])
+            yield {"x": np.full((1, 4), k, np.float32)}
+
+    monkeypatch.setattr(Collector, "add", counted)
+    collect(NET, {"y": None}, (Sample(feed, None, "") for feed in feeds()), Collecting())
+    assert max(waiting) <= lanes.FEW_LANES + lanes.AHEAD
+
+
+@pytest.mark.parametrize("limit", [None, 1 << 20])
+def test_a_limit_of_memory_is_shared_by_few_and_changes_no_thread(
+    limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "usable", lambda: 16)
+    monkeypatch.setattr(onnxq.collector, "is_possible", lambda _: False)  # so tensors are held
+    run, seen = lanes.run_here, list[tuple[int, int]]()
+
+    def noted(job: Any, model: Any, items: Any, keeper: Any, number: int, graphs: Any) -> None:
+        seen.append((number, job.threads))
+        run(job, model, items, keeper, number, graphs)
+
+    monkeypatch.setattr(onnxq.collection, "run_here", noted)
+    samples = [Sample({"x": np.full((1, 4), k, np.float32)}, None, "") for k in range(20)]
+    collect(NET, {"y": None}, samples, Collecting(memory_limit=limit), total=20)
+    assert seen == [(16 if limit is None else lanes.FEW_LANES, 1)]
