@@ -20,13 +20,14 @@ def observe(x: Array, first: int, is_new: bool, low: Array, high: Array, total: 
 
     `first` is the number of its first block; low and high (C,) int32 are the least and largest elements as ordered bits,
     and begin anew if `is_new`; to total (limbs, C) int64, an ExactSum, the sums are added. `pages` are the arguments of
-    `drain`, which ends it. Its tables (8, 65,536 or more) uint16 count by `bits >> 16`, so x has at most 2^18 elements;
+    `drain`, which ends it. Its tables (4, 65,536 or more) uint32 count by `bits >> 16`, so x has at most 2^30 elements;
     neighbours go to different tables, so that a run of one value does not wait for its last addition. seen (3,) int64
     tells what the tables hold: least and largest element as ordered bits, and the least magnitude but zero, less one.
 
     An element plus 1.5 * 2^52 units is a float64 the bits of which, as an integer, count the whole units in the element;
-    such integers are added, without a rounding that depends on the order. Where the least elements have digits below the
-    unit that the largest leaves, what is below is added again in smaller units.
+    such integers are added, without a rounding that depends on the order. The unit is for elements somewhat larger than
+    those before; where some are larger still, the sum is taken again in a larger unit. Where the least elements have digits
+    below the unit, what is below is added again in smaller units.
     """
     used = loop("observe")(x, first, is_new, low, high, total, *pages)
     if used == NO_MEMORY:

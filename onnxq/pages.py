@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxq import kernels
 from onnxq.blocks import Blocks
+from onnxq.compiled import MOST_AT_ONCE, TABLES
 from onnxq.exactsum import ExactSum
 
 BINS_A_PAGE = 128
@@ -17,7 +18,6 @@ PAGES = 512
 FIRST_ROWS = 32  # of pages that there is room for; most tensors touch fewer
 MOST_LANES = 1 << 16  # of an array with its channels last; wider ones are taken as blocks
 FIRST_KEY, LAST_KEY = -(1 << 31), (1 << 31) - 1
-MOST_AT_ONCE = 1 << 18  # elements, so that in each of eight tables their counts fit 16 bits
 
 
 class Pages:
@@ -93,7 +93,7 @@ def _scratch() -> tuple[np.ndarray, np.ndarray]:
 
 def new_scratch() -> tuple[np.ndarray, np.ndarray]:
     apart = 256  # so that the same bin of two tables is not in the same set of the cache
-    tables = np.zeros((8, PAGES * BINS_A_PAGE + apart), np.uint16)
+    tables = np.zeros((TABLES, PAGES * BINS_A_PAGE + apart), np.uint32)
     return tables, np.array([LAST_KEY, FIRST_KEY, (1 << 32) - 1], np.int64)
 
 

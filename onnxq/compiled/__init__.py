@@ -5,7 +5,7 @@ is at; or a number. `RECORD` is that of records.py.
 """
 
 EXTENT = ("int32[1]", "int32[1]", "int64[2]")
-COUNTS = ("uint16[2]", "int64[1]", "int16[1]", "int64[2]", "int64", "int64")
+COUNTS = ("uint32[2]", "int64[1]", "int16[1]", "int64[2]", "int64", "int64")
 LOOPS: dict[str, dict[str, tuple[str, ...]]] = {  # by module, then by name
     "counting": {
         "carry": ("int64[2]",),
@@ -30,6 +30,8 @@ LOOPS: dict[str, dict[str, tuple[str, ...]]] = {  # by module, then by name
     },
 }
 GIVING = ("drain", "drain_at", "observe", "observe_at", "ends_of", "round_block")  # a whole number; the others give nothing
+TABLES = 4  # in which elements are counted by turns
+MOST_AT_ONCE = 1 << 30  # elements, so that their counts fit 32 bits in a table
 NO_MEMORY = -2  # what `observe` gives in place of the number of pages that are used
 PREFIX = "onnxq_"  # of the names of the C functions
 SHORT = ("ends", "widen", "ends_of", "widen_by")  # during which other threads of Python wait: to give way would take longer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
-from onnxq.compiled import NO_MEMORY
+from onnxq.compiled import NO_MEMORY, TABLES
 from onnxq.compiled.places import (
     allot,
     at_float32,
@@ -23,7 +23,19 @@ from onnxq.compiled.places import (
     part,
     release,
 )
-from onnxq.compiled.vectors import WIDE, span_count, span_rows, span_some, span_squeeze, squeeze, sum_rows, sum_some
+from onnxq.compiled.vectors import (
+    WIDE,
+    count_elements,
+    count_halves,
+    ends_of_vectors,
+    look_over,
+    span_rows,
+    span_some,
+    span_squeeze,
+    squeeze,
+    sum_rows,
+    sum_some,
+)
 
 FIRST_KEY, LAST_KEY, NO_MAGNITUDE = -(1 << 31), (1 << 31) - 1, (1 << 32) - 1
 INFINITY = 0x7F800000
@@ -31,6 +43,9 @@ LOWEST_BIT = -200  # of an ExactSum, the first of its limbs of 32 bits
 LIMBS = 14  # of it
 WIDTH = 47  # an element is a number of up to 2^47 units, so that the sum of MOST_ROWS of them fits an int64
 HIGHEST_UNIT = -126 - WIDTH  # of elements below 2^(e - 126), e being the exponent that the largest is written with
+MARGIN = 2  # what comes may be so many times 2 as large as what was seen: sums begin before it is known how large it is
+PEEK = 512  # elements that tell of the others
+LEAST_IN_ONE_PASS = 256  # elements of a row; what is made ready for one pass takes as long as those
 MOST_ROWS = 1 << 15
 MOST_ADDITIONS = 8  # to a limb that is handed out
 MOST_IN_CACHE = 1 << 15  # elements, for the things that are done with them one after another
@@ -70,6 +85,14 @@ def anchor_of(unit):  # 1.5 * 2^52 units of 2^unit: added to less than 2^51 of t
 
 
 @part
+def likely_unit(bits):  # of sums of elements that begin with these
+    largest = np.uint32(0)
+    for k in range(min(bits.size, PEEK)):
+        largest = max(largest, np.uint32(bits[k] & np.uint32(0x7FFFFFFF)))
+    return min(max(1, np.int64(largest) >> 23), 254) + MARGIN + HIGHEST_UNIT
+
+
+@part
 def anchored(x, anchor):  # as an integer: the anchor's own, and the whole units in x
     return np.float64(np.float64(x) + anchor).view(np.uint64)
 
@@ -93,61 +116,47 @@ def add_rest(x, sums, above, anchor):
 
 
 @part
-def count_bins(bins, tables, turn):
-    one, whole = np.uint16(1), bins.size // 8 * 8
-    for k in range(0, whole, 8):
-        for j in range(8):
-            tables[j, bins[k + j]] += one
+def count_bins(bins, tables):
+    whole = bins.size // 16 * 16
+    count_halves(bins.ctypes.data, whole // 4, tables.ctypes.data, tables.strides[0])
     for k in range(whole, bins.size):
-        tables[(k + turn) % 8, bins[k]] += one
+        tables[k % TABLES, bins[k]] += np.uint32(1)
 
 
 @part
-def count_zeros(number, tables, turn):
-    for j in range(8):
-        tables[j, 0] += np.uint16((number + (j + turn) % 8) // 8)
-
-
-@part
-def count_bits(bits, tables, turn):
-    one, half, whole = np.uint16(1), np.uint32(16), bits.size // 8 * 8
-    for k in range(0, whole, 8):
-        for j in range(8):
-            tables[j, bits[k + j] >> half] += one
+def count_bits(bits, tables):
+    whole = bits.size // 8 * 8
+    count_elements(bits.ctypes.data, whole // 2, tables.ctypes.data, tables.strides[0])
     for k in range(whole, bits.size):
-        tables[(k + turn) % 8, bits[k] >> half] += one
+        tables[k % TABLES, bits[k] >> np.uint32(16)] += np.uint32(1)
 
 
 @part
-def count(bits, tables, turn, few_zeros, bins):  # whether there are few zeros; without them, one addition an element
-    number, whole = -1, bits.size // WIDE * WIDE
-    if not few_zeros or turn % 8 == 0:
-        number = squeeze(bits.ctypes.data, whole // WIDE, bins.ctypes.data)
-    if number < 0:
-        count_bits(bits, tables, turn)
-        return few_zeros
-    count_bins(bins[:number], tables, turn)
-    count_zeros(whole - number, tables, turn)
-    count_bits(bits[whole:], tables, turn)
-    return 4 * number > 3 * whole
+def count_squeezed(bits, tables, bins):  # as `count_bits`; how many are not in bin 0, or -1 where that is slow to tell
+    whole = bits.size // WIDE * WIDE
+    number = squeeze(bits.ctypes.data, whole // WIDE, bins.ctypes.data)
+    if number >= 0:
+        count_bins(bins[:number], tables)
+        tables[0, 0] += np.uint32(whole - number)
+        count_bits(bits[whole:], tables)
+    return number
 
 
 @part
-def span_and_count(
-    bits, ends, tables, turn, few_zeros, bins, waiting, spare
-):  # of whole vectors; `waiting` bins are counted
-    number, counted = -1, 0
-    vectors, place, stride = bits.size // WIDE, tables.ctypes.data, tables.strides[0]
-    if not few_zeros or turn % 8 == 0:
-        number, counted = span_squeeze(
-            bits.ctypes.data, vectors, ends, spare.ctypes.data, bins.ctypes.data, waiting, place, stride
-        )
-    if number < 0:
-        span_count(bits.ctypes.data, vectors, ends, place, stride)
-        return few_zeros, number
-    count_bins(bins[counted:waiting], tables, turn)
-    count_zeros(bits.size - number, tables, turn)
-    return 4 * number > 3 * bits.size, number
+def span_and_count_squeezed(bits, ends, tables, bins, waiting, spare):  # of whole vectors; `waiting` bins are counted
+    place, stride = tables.ctypes.data, tables.strides[0]
+    number, counted = span_squeeze(
+        bits.ctypes.data, bits.size // WIDE, ends, spare.ctypes.data, bins.ctypes.data, waiting, place, stride
+    )
+    if number >= 0:
+        count_bins(bins[counted:waiting], tables)
+        tables[0, 0] += np.uint32(bits.size - number)
+    return number
+
+
+@part
+def are_few_zeros(number, size):  # of elements, when so many are not; then it takes less to count them with the others
+    return 4 * number > 3 * size
 
 
 @part
@@ -161,22 +170,25 @@ def digits_below(x, unit, level, rest):  # what is less than the units of all le
 
 
 @part
-def settle(sums, lanes, own, number, unit, sign, total, whole):  # of `number` elements to a channel; adds < 2^49 to a limb
-    base = np.uint64(number) * np.float64(anchor_of(unit)).view(np.uint64)
-    for c in range(own):
-        whole[c] = -base
+def settle(sums, lanes, number, unit, sign, total, channel, whole):  # of `number` elements to each; adds < 2^49 to a limb
+    own, base = whole.size, np.uint64(number) * np.float64(anchor_of(unit)).view(np.uint64)
+    whole[:] = -base
     for row in range(0, sums.size, lanes):
+        some = sums[row : row + own]
         for c in range(own):
-            whole[c] += sums[row + c]
+            whole[c] += some[c]
+    if sign < 0:
+        for c in range(own):
+            whole[c] = -whole[c]
     first = unit - LOWEST_BIT
     for step in range(4):  # in pieces of 18 bits, so that each fits an int64 after its shift
         limb, place = (first + 18 * step) >> 5, (first + 18 * step) & 31
-        row = total[limb]
+        row = total[limb, channel : channel + own]
         for c in range(own):
             piece = np.int64(whole[c]) >> (18 * step)
             if step < 3:
                 piece &= 0x3FFFF
-            row[c] += sign * (piece << place)
+            row[c] += piece << place
     sums[:] = np.uint64(0)
 
 
@@ -192,8 +204,8 @@ def carry(limbs):
 
 @part
 def any_of(tables, start):
-    found = np.uint16(0)
-    for j in range(8):
+    found = np.uint32(0)
+    for j in range(TABLES):
         row = tables[j, start : start + 128]
         for k in range(128):
             found |= row[k]
@@ -204,18 +216,17 @@ def any_of(tables, start):
 def move(tables, start, row, sign):
     end = start + 128
     a, b, c, d = tables[0, start:end], tables[1, start:end], tables[2, start:end], tables[3, start:end]
-    e, f, g, h = tables[4, start:end], tables[5, start:end], tables[6, start:end], tables[7, start:end]
+    flip = np.int64(sign) >> 63  # which takes a number to its negative, less one
     for k in range(128):
-        one = (np.uint32(a[k]) + np.uint32(b[k])) + (np.uint32(c[k]) + np.uint32(d[k]))
-        other = (np.uint32(e[k]) + np.uint32(f[k])) + (np.uint32(g[k]) + np.uint32(h[k]))
-        row[k] += sign * np.int64(one + other)
-    for j in range(8):
-        tables[j, start:end] = np.uint16(0)
+        number = np.int64(np.uint32(np.uint32(a[k] + b[k]) + np.uint32(c[k] + d[k])))
+        row[k] += (number ^ flip) - flip
+    for j in range(TABLES):
+        tables[j, start:end] = np.uint32(0)
 
 
 @part
 def drain_at(counts, stride, span, pages, places, capacity, used, sign):
-    tables, seen = carray(at_uint16(counts), (8, stride)), carray(at_int64(span), (3,))
+    tables, seen = carray(at_uint32(counts), (TABLES, stride)), carray(at_int64(span), (3,))
     slots, rows = carray(at_int16(pages), (512,)), carray(at_int64(places), (capacity, 128))
     ends = (seen[1] & 0x7FFFFFFF, ~seen[0] & 0x7FFFFFFF)  # the largest magnitudes above and below zero
     sides = (seen[1] >= 0, seen[0] < 0)  # that there are elements on
@@ -251,12 +262,13 @@ def drain(tables, seen, slots, rows, used, sign):
 
 @part
 def reach(least, most, near, lanes, own):  # the largest magnitude, and the least but zero
-    low, high, small = np.int32(LAST_KEY), np.int32(FIRST_KEY), np.uint32(NO_MAGNITUDE)
-    for row in range(0, least.size, lanes):
-        for k in range(row, row + own):
-            low, high = min(low, least[k]), max(high, most[k])
-    for k in range(near.size):
-        small = min(small, near[k])
+    low, high, small = ends_of_vectors(least.ctypes.data, most.ctypes.data, near.ctypes.data)
+    if own < lanes or least.size != WIDE:
+        low, high = np.int32(LAST_KEY), np.int32(FIRST_KEY)
+        for row in range(0, least.size, lanes):
+            below, above = least[row : row + own], most[row : row + own]
+            for c in range(own):
+                low, high = min(low, below[c]), max(high, above[c])
     return max(np.int64(high), -1 - np.int64(low)), np.int64(small) + 1
 
 
@@ -287,19 +299,36 @@ def sum_of_rest(x, above, anchor):
 
 
 @part
+def look_at_row(bits, values, anchor, tables, least, most, near, sums):  # its keys' ends, least magnitude, sum; all counted
+    least[:], most[:], near[:], sums[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY), np.uint32(NO_MAGNITUDE), np.uint64(0)
+    ends, whole = (least.ctypes.data, most.ctypes.data, near.ctypes.data), bits.size // WIDE * WIDE
+    place, stride = tables.ctypes.data, tables.strides[0]
+    look_over(bits.ctypes.data, whole // WIDE, 4 * WIDE, ends, sums.ctypes.data, anchor, place, stride)
+    count_bits(bits[whole:], tables)
+    add(values[whole:], sums, anchor)
+    low, high, small = span_of(bits[whole:])
+    total = np.uint64(0)
+    for k in range(WIDE):
+        low, high, small, total = min(low, least[k]), max(high, most[k]), min(small, near[k]), total + sums[k]
+    return low, high, small, total
+
+
+@part
 def observe_rows(x, first, low, high, total, tables, seen, sign):  # channel by channel, the elements of one being neighbours
     rows, channels = x.shape[1], low.size
     most = max(1, MOST_IN_CACHE // rows)  # channels that are taken together
     bits, values, number = bits_of(x), floats(x), x.shape[0]
     room = min(rows, MOST_IN_CACHE)
-    memory = allot((8 * most, 8 * room, 8 * most, 2 * (MOST_IN_CACHE + WIDE)))
+    memory = allot((8 * most, 8 * room, 8 * most, 2 * (MOST_IN_CACHE + WIDE), 4 * WIDE, 4 * WIDE, 4 * WIDE, 8 * WIDE))
     if not is_there(memory):
         release(memory)
         return False
     sums, rest = carray(at_uint64(memory[0]), (most,)), carray(at_float64(memory[1]), (room,))
     whole, bins = carray(at_uint64(memory[2]), (most,)), carray(at_uint16(memory[3]), (MOST_IN_CACHE + WIDE,))
+    lows, highs = carray(at_int32(memory[4]), (WIDE,)), carray(at_int32(memory[5]), (WIDE,))
+    nears, parts = carray(at_uint32(memory[6]), (WIDE,)), carray(at_uint64(memory[7]), (WIDE,))
     smallest, start, additions = np.uint32(NO_MAGNITUDE), 0, 0
-    few_zeros, turn = False, 0
+    few_zeros, turn, guess = False, 0, likely_unit(bits)
     while start < bits.size:
         block = start // rows
         channel = (first + block) % channels
@@ -308,17 +337,30 @@ def observe_rows(x, first, low, high, total, tables, seen, sign):  # channel by 
         count_of = min(most, number - block, channels - channel)
         length = min(rows - start % rows, MOST_IN_CACHE)  # of each
         into = total[:, channel : channel + count_of]
-        end = start + count_of * length
-        few_zeros = count(bits[start:end], tables, turn, few_zeros, bins)
+        end, found = start + count_of * length, -1
+        if not few_zeros or turn % 8 == 0:
+            found = count_squeezed(bits[start:end], tables, bins)
+            few_zeros = are_few_zeros(found, end - start) if found >= 0 else few_zeros
         turn += 1
-        largest, small = np.int64(0), np.uint32(NO_MAGNITUDE)
+        in_one_pass = found < 0 and length >= LEAST_IN_ONE_PASS
+        if found < 0 and not in_one_pass:
+            count_bits(bits[start:end], tables)
+        largest, small, anchor = np.int64(0), np.uint32(NO_MAGNITUDE), anchor_of(guess)
         for k in range(count_of):
-            a, b, near = span_of(bits[start + k * length : start + (k + 1) * length])
+            at, up_to = start + k * length, start + (k + 1) * length
+            if in_one_pass:
+                a, b, near, sums[k] = look_at_row(
+                    bits[at:up_to], values[at:up_to], anchor, tables, lows, highs, nears, parts
+                )
+            else:
+                a, b, near = span_of(bits[at:up_to])
             low[channel + k], high[channel + k] = min(low[channel + k], a), max(high[channel + k], b)
             largest, small = max(largest, np.int64(b), -1 - np.int64(a)), min(small, near)
         smallest = min(smallest, small)
         if largest < INFINITY:  # else such an array has no sum
             unit, digit = max(1, largest >> 23) + HIGHEST_UNIT, max(1, (np.int64(small) + 1) >> 23) - 150
+            is_summed, next_guess = in_one_pass and unit <= guess, unit + MARGIN
+            unit, guess = guess if is_summed else unit, next_guess
             for level in range(MOST_LEVELS):
                 own = unit - level * (WIDTH + 1)
                 if level and own + WIDTH + 1 <= digit:
@@ -327,13 +369,13 @@ def observe_rows(x, first, low, high, total, tables, seen, sign):  # channel by 
                 for k in range(count_of):
                     row = values[start + k * length : start + (k + 1) * length]
                     if level == 0:
-                        sums[k] = sum_of(row, anchor)
+                        sums[k] = sums[k] if is_summed else sum_of(row, anchor)
                     elif level == 1:
                         sums[k] = sum_of_rest(row, above, anchor)
                     else:
                         digits_below(row, unit, level, rest)
                         sums[k] = sum_of(rest[:length], anchor)
-                settle(sums[:count_of], count_of, count_of, length, own, sign, into, whole)
+                settle(sums[:count_of], count_of, length, own, sign, total, channel, whole[:count_of])
                 additions += 1
                 if additions == MOST_ADDITIONS:
                     carry(into)
@@ -345,22 +387,36 @@ def observe_rows(x, first, low, high, total, tables, seen, sign):  # channel by 
 
 
 @part
-def span_vectors(source, number, width, least, most, near):  # of so many rows
+def span_vectors(source, number, width, least, most, near):  # of so many rows; all by their addresses
     for k in range(0, width, WIDE):
-        places = (least.ctypes.data + 4 * k, most.ctypes.data + 4 * k, near.ctypes.data)
+        ends = (least + 4 * k, most + 4 * k, near)
         if k + WIDE <= width:
-            span_rows(source + 4 * k, number, 4 * width, places, (), WIDE)
+            span_rows(source + 4 * k, number, 4 * width, ends, (), WIDE)
         else:
-            span_some(source + 4 * k, number, 4 * width, places, (), width - k)
+            span_some(source + 4 * k, number, 4 * width, ends, (), width - k)
 
 
 @part
 def sum_vectors(source, number, width, sums, anchors):
     for k in range(0, width, WIDE):
         if k + WIDE <= width:
-            sum_rows(source + 4 * k, number, 4 * width, (sums.ctypes.data + 8 * k,), anchors, WIDE)
+            sum_rows(source + 4 * k, number, 4 * width, (sums + 8 * k,), anchors, WIDE)
         else:
-            sum_some(source + 4 * k, number, 4 * width, (sums.ctypes.data + 8 * k,), anchors, width - k)
+            sum_some(source + 4 * k, number, 4 * width, (sums + 8 * k,), anchors, width - k)
+
+
+@part
+def look_over_vectors(source, number, width, least, most, near, sums, anchor, tables, stride):  # all three in one pass
+    for k in range(0, width, WIDE):
+        ends = (least + 4 * k, most + 4 * k, near)
+        if k + WIDE <= width:
+            look_over(source + 4 * k, number, 4 * width, ends, sums + 8 * k, anchor, tables, stride)
+            continue
+        span_some(source + 4 * k, number, 4 * width, ends, (), width - k)
+        sum_some(source + 4 * k, number, 4 * width, (sums + 8 * k,), (anchor,), width - k)
+        for row in range(number):
+            place = source + 4 * (row * width + k)
+            count_bits(carray(at_uint32(place), (width - k,)), carray(at_uint32(tables), (TABLES, stride // 4)))
 
 
 @part
@@ -376,7 +432,7 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
     some = step * lanes
     memory = allot((
         4 * room, 4 * room, 4 * WIDE, 8 * room, 8 * room, 8 * width, 2 * (some + WIDE), 2 * (some + WIDE), 8 * width,
-        4 * some if channels % lanes else 4, 4 * blocks, 8 * lanes,
+        4 * some if channels % lanes else 4, 4 * blocks, 8 * lanes, 8 * room,
     ))  # fmt: skip
     if not is_there(memory):
         release(memory)
@@ -387,56 +443,81 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
     bins, spare = carray(at_uint16(memory[6]), (some + WIDE,)), carray(at_uint16(memory[7]), (some + WIDE,))
     waiting = 0  # bins, of the block before, which are counted while there is something else to do
     rest, packed = carray(at_float64(memory[8]), (width,)), carray(at_uint32(memory[9]), (some,))
-    uncarried, whole = carray(at_int32(memory[10]), (blocks,)), carray(at_uint64(memory[11]), (lanes,))
+    uncarried = carray(at_int32(memory[10]), (blocks,))
     sums[:], lower[:], last[:], uncarried[:] = np.uint64(0), np.uint64(0), np.uint64(0), np.int32(0)
-    few_zeros, turn = False, 0
+    before = carray(at_uint64(memory[12]), (room,))  # the sums, should they have begun in units that are too small
+    ends, into_sums = (least.ctypes.data, most.ctypes.data, near.ctypes.data), sums.ctypes.data
+    place, stride = tables.ctypes.data, tables.strides[0]
+    few_zeros, turn, guess = False, 0, likely_unit(bits_of(x[:1, : 1 + PEEK // lanes]))
     for b in range(x.shape[0]):
         channel = (first + b) % blocks * lanes
         own = min(lanes, channels - channel)
-        into = total[:, channel : channel + own]
+        whole, into = carray(at_uint64(memory[11]), (own,)), total[:, channel : channel + own]
         least[:], most[:], near[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY), np.uint32(NO_MAGNITUDE)
         unit, since, since_lower, additions = 0, 0, 0, 2  # of the sums; rows in them, in two levels; to the limbs
         for start in range(0, rows, step):
             end = min(rows, start + step)
             block, values = bits_of(x[b, start:end]), floats(x[b, start:end])
             number, source = block.size // width, block.ctypes.data  # of rows of vectors
-            odd = number * width
-            is_spanned = own == lanes and width == WIDE
-            if is_spanned:
-                ends = (least.ctypes.data, most.ctypes.data, near.ctypes.data)
-                few_zeros, found = span_and_count(block[:odd], ends, tables, turn, few_zeros, bins, waiting, spare)
-                if found >= 0:
-                    bins, spare, waiting = spare, bins, found
-                count_bits(block[odd:], tables, turn)
-            elif own == lanes:
-                few_zeros = count(block, tables, turn, few_zeros, spare)
+            odd, found, is_summed = number * width, -1, False
+            if since and since + (end - start) > MOST_ROWS:
+                settle(sums[:width], lanes, since, unit, sign, total, channel, whole)
+                if since_lower:
+                    settle(lower[:width], lanes, since_lower, unit - (WIDTH + 1), sign, total, channel, whole)
+                since, since_lower, additions = 0, 0, additions + 2
+            unit = unit if since else guess
+            if own == lanes:
+                if not few_zeros or turn % 8 == 0:
+                    if width == WIDE:
+                        found = span_and_count_squeezed(block[:odd], ends, tables, bins, waiting, spare)
+                        if found >= 0:
+                            bins, spare, waiting = spare, bins, found
+                            count_bits(block[odd:], tables)
+                    else:
+                        found = count_squeezed(block, tables, spare)
+                        if found >= 0:
+                            span_vectors(source, number, width, *ends)
+                    few_zeros = are_few_zeros(found, block.size) if found >= 0 else few_zeros
+                if found < 0:
+                    for k in range(room):
+                        before[k] = sums[k]
+                    look_over_vectors(source, number, width, *ends, into_sums, anchor_of(unit), place, stride)
+                    count_bits(block[odd:], tables)
+                    is_summed = True
             else:
                 k = 0
                 for r in range(start, end):
                     for c in range(own):
                         packed[k] = block[(r - start) * lanes + c]
                         k += 1
-                few_zeros = count(packed[:k], tables, turn, few_zeros, spare)
+                count_bits(packed[:k], tables)
+                span_vectors(source, number, width, *ends)
             turn += 1
-            if not is_spanned:
-                span_vectors(source, number, width, least, most, near)
             near[0] = min(near[0], span(block[odd:], least, most))
             largest, smallest = reach(least[:width], most[:width], near, lanes, own)
+            seen[2] = min(seen[2], smallest - 1)
+            exponent, digit = max(1, largest >> 23), max(1, smallest >> 23) - 150  # the last digit of the least element
+            if is_summed and (largest >= INFINITY or exponent + HIGHEST_UNIT > unit):
+                for k in range(room):
+                    sums[k] = before[k]
+                is_summed = False
             if largest >= INFINITY:  # such an array has no sum
                 continue
-            exponent, digit = max(1, largest >> 23), max(1, smallest >> 23) - 150  # the last digit of the least element
-            if since and (unit != exponent + HIGHEST_UNIT or since + (end - start) > MOST_ROWS):
-                settle(sums[:width], lanes, own, since, unit, sign, into, whole)
+            if since and exponent + HIGHEST_UNIT > unit:
+                settle(sums[:width], lanes, since, unit, sign, total, channel, whole)
                 if since_lower:
-                    settle(lower[:width], lanes, own, since_lower, unit - (WIDTH + 1), sign, into, whole)
+                    settle(lower[:width], lanes, since_lower, unit - (WIDTH + 1), sign, total, channel, whole)
                 since, since_lower, additions = 0, 0, additions + 2
-            unit, since = exponent + HIGHEST_UNIT, since + (end - start)
+            guess = exponent + HIGHEST_UNIT + MARGIN
+            unit = unit if since or is_summed else guess
+            since += end - start
             anchor, below = anchor_of(unit), anchor_of(unit - (WIDTH + 1))
-            sum_vectors(source, number, width, sums, (anchor,))
+            if not is_summed:
+                sum_vectors(source, number, width, into_sums, (anchor,))
             add(values[odd:], sums, anchor)
             if unit > digit:
                 since_lower += end - start
-                sum_vectors(source, number, width, lower, (anchor, below))
+                sum_vectors(source, number, width, lower.ctypes.data, (anchor, below))
                 add_rest(values[odd:], lower, anchor, below)
             level = 2
             while unit - (level - 1) * (WIDTH + 1) > digit:
@@ -445,23 +526,22 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
                     part_of = values[k : k + width]
                     digits_below(part_of, unit, level, rest)
                     add(rest[: part_of.size], last, anchor)
-                settle(last, lanes, own, end - start, unit - level * (WIDTH + 1), sign, into, whole)
+                settle(last, lanes, end - start, unit - level * (WIDTH + 1), sign, total, channel, whole)
                 level, additions = level + 1, additions + 1
         if since:
-            settle(sums[:width], lanes, own, since, unit, sign, into, whole)
+            settle(sums[:width], lanes, since, unit, sign, total, channel, whole)
         if since_lower:
-            settle(lower[:width], lanes, own, since_lower, unit - (WIDTH + 1), sign, into, whole)
+            settle(lower[:width], lanes, since_lower, unit - (WIDTH + 1), sign, total, channel, whole)
         uncarried[channel // lanes] += additions
         if uncarried[channel // lanes] > MOST_ADDITIONS:
             carry(into)
             uncarried[channel // lanes] = 0
-        for row in range(together):
+        lows, highs = low[channel : channel + own], high[channel : channel + own]
+        for row in range(0, width, lanes):
+            ends_below, ends_above = least[row : row + own], most[row : row + own]
             for c in range(own):
-                low[channel + c] = min(low[channel + c], least[row * lanes + c])
-                high[channel + c] = max(high[channel + c], most[row * lanes + c])
-        for k in range(WIDE):
-            seen[2] = min(seen[2], np.int64(near[k]))
-    count_bins(bins[:waiting], tables, turn)
+                lows[c], highs[c] = min(lows[c], ends_below[c]), max(highs[c], ends_above[c])
+    count_bins(bins[:waiting], tables)
     release(memory)
     return True
 
@@ -474,7 +554,7 @@ def observe_at(
     x = carray(at_float32(data), (number, rows, lanes))
     low, high = carray(at_int32(lows), (channels,)), carray(at_int32(highs), (channels,))
     total, seen = carray(at_int64(totals), (LIMBS, channels)), carray(at_int64(span), (3,))
-    tables = carray(at_uint16(counts), (8, stride))
+    tables = carray(at_uint32(counts), (TABLES, stride))
     if is_new:
         low[:], high[:] = np.int32(LAST_KEY), np.int32(FIRST_KEY)
     if number * rows * lanes * channels == 0:

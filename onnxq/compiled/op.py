@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray  # pyright: ignore[reportPrivateImportUsage]
 
-from onnxq.compiled import NO_MEMORY
+from onnxq.compiled import MOST_AT_ONCE, NO_MEMORY, TABLES
 from onnxq.compiled.counting import LIMBS, carry, drain, ends, observe, widen
 from onnxq.compiled.places import (
     allot,
@@ -14,7 +14,7 @@ from onnxq.compiled.places import (
     at_int16,
     at_int32,
     at_int64,
-    at_uint16,
+    at_uint32,
     call,
     is_there,
     on_stack,
@@ -26,7 +26,6 @@ from onnxq.compiled.records import BUSY, FAILED, FINE, GROW, HEADER, OP, RECORD,
 FLOAT = 1  # as ONNX numbers the types of elements
 MOST_AXES = 64  # of an array
 MOST_LANES = 1 << 16  # of an array with its channels last, and
-MOST_AT_ONCE = 1 << 18  # elements, as pages.py has them
 SCALED_AT_ONCE = 1 << 15  # for them to stay in the cache
 MOST_UNCARRIED = 512  # arrays in a total, besides those that Python adds
 at_op, at_header, at_record = at(OP), at(HEADER), at(RECORD)
@@ -67,7 +66,7 @@ def scale(
 def add_in(x, first, is_new, header, records, place):  # what Pages.count does; whether it was done
     record = records[place]
     channels = record.channels
-    tables = carray(at_uint16(header.tables), (8, header.stride))
+    tables = carray(at_uint32(header.tables), (TABLES, header.stride))
     seen = carray(at_int64(header.seen), (3,))
     low = carray(at_int32(record.low), (channels,))
     high = carray(at_int32(record.high), (channels,))

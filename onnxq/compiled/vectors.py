@@ -7,7 +7,6 @@ keeps the processor from others for a cycle, and from little else: so vectors ar
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +15,10 @@ from llvmlite.binding import llvm_version_info
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from onnxq.compiled import TABLES
+
 WIDE = 16  # one vector of AVX-512, two of AVX2, four of NEON
-TABLES = 8  # in which elements are counted by turns
-UPPER = 2 if sys.byteorder == "little" else 0  # where the upper half of an element is
+AT_ONCE = 8  # bins that are counted beside a vector
 BIT, INT16, INT32, INT64, DOUBLE = *(ir.IntType(n) for n in (1, 16, 32, 64)), ir.DoubleType()
 PAIR = types.UniTuple(types.int64, 2)
 
@@ -121,13 +121,40 @@ def sum_step(b: Any, bits: ir.Value, held: list[ir.Value], numbers: list[ir.Valu
     return [b.add(held[0], b.bitcast(b.fadd(x, numbers[-1]), vector(INT64)))]
 
 
-def count_bins(b: Any, bins: ir.Value, apart: int, number: int, tables: ir.Value, stride: ir.Value) -> None:
-    """Add one to the counts of so many bins, int16 every `apart` bytes; of those that follow each other in other tables."""
-    for j in range(number):
-        bin_ = b.zext(b.load(at(b, bins, INT16, INT64(apart * j)), align=2), INT64)
-        table = b.add(tables, b.mul(stride, INT64(j % TABLES)))
-        count = at(b, table, INT16, b.shl(bin_, INT64(1)))
-        b.store(b.add(b.load(count, align=2), INT16(1)), count, align=2)
+def count_upper(b: Any, source: ir.Value, words: int, bits: int, tables: ir.Value, stride: ir.Value) -> None:
+    """Add one to the counts of the bins in so many words of 64 bits: the upper 16 of each so many bits.
+
+    Those that follow each other go to other tables. A load of a word and shifts take less than a load of each bin.
+    """
+    turn = 0
+    for k in range(words):
+        word = b.load(at(b, source, INT64, INT64(8 * k)), align=2)
+        for end in range(bits, 65, bits):
+            bin_ = b.and_(b.lshr(word, INT64(end - 16)), INT64(0xFFFF))
+            table = b.add(tables, b.mul(stride, INT64(turn % TABLES)))
+            count = at(b, table, INT32, b.shl(bin_, INT64(2)))
+            b.store(b.add(b.load(count, align=4), INT32(1)), count, align=4)
+            turn += 1
+
+
+def counting(bits: int) -> Any:
+    """What counts the bins in words that follow each other, with one of as many bits."""
+
+    @intrinsic
+    def go(typing, source, words, tables, stride):
+        def code(context, b, signature, values):
+            source, words, tables, stride = values
+
+            def step(k, held):
+                count_upper(b, b.add(source, b.shl(k, INT64(5))), 4, bits, tables, stride)
+                return []
+
+            repeat(b, b.sdiv(words, INT64(4)), [], step)
+            return context.get_dummy_value()
+
+        return types.void(source, words, tables, stride), code
+
+    return go
 
 
 def can_squeeze(context: Any) -> bool:
@@ -164,26 +191,36 @@ def squeezing(typing, source, vectors, target):
 
 
 @intrinsic
-def span_counting(typing, source, vectors, places, tables, stride):
-    """As `span_rows` of vectors that follow each other, of which all elements are counted."""
+def looking_over(typing, source, rows, stride, places, sums, anchor, tables, table_stride):
+    """As `span_rows`, and as `sum_rows` with one number, of the same rows, of which all elements are counted.
+
+    In one pass, as each of the three leaves much of the processor idle."""
 
     def code(context, b, signature, values):
-        source, vectors, places, tables, stride = values
+        source, rows, stride, places, sums, anchor, tables, table_stride = values
+        anchors, into = [splat(b, anchor)], at(b, sums, vector(INT64))
 
-        def step(k, held):
-            place = b.add(source, b.mul(k, INT64(4 * WIDE)))
-            count_bins(b, b.add(place, INT64(UPPER)), 4, WIDE, tables, stride)
-            return span_step(b, b.load(at(b, place, vector(INT32)), align=4), held, [])
+        def work(ends):
+            def step(k, held):
+                place = b.add(source, b.mul(k, stride))
+                bits = b.load(at(b, place, vector(INT32)), align=4)
+                made = [*span_step(b, bits, held[:-1], []), *sum_step(b, bits, held[-1:], anchors)]
+                count_upper(b, place, WIDE // 2, 32, tables, table_stride)
+                return made
 
-        in_memory(b, INT32, places, lambda first: repeat(b, vectors, first, step))
+            *ends, total = repeat(b, rows, [*ends, b.load(into, align=8)], step)
+            b.store(total, into, align=8)
+            return ends
+
+        in_memory(b, INT32, places, work)
         return context.get_dummy_value()
 
-    return types.void(source, vectors, places, tables, stride), code
+    return types.void(source, rows, stride, places, sums, anchor, tables, table_stride), code
 
 
 @intrinsic
 def span_squeezing(typing, source, vectors, places, target, bins, waiting, tables, stride):
-    """As `span_rows` of vectors that follow each other, and as `squeeze`; TABLES of the bins that wait are counted with
+    """As `span_rows` of vectors that follow each other, and as `squeeze`; AT_ONCE of the bins that wait are counted with
     each vector, as long as there are so many. How many were written, or -1, and how many counted."""
 
     def code(context, b, signature, values):
@@ -196,10 +233,10 @@ def span_squeezing(typing, source, vectors, places, target, bins, waiting, table
             found, counted, *ends = held
             bits = b.load(at(b, source, vector(INT32), b.mul(k, INT64(4 * WIDE))), align=4)
             made = [squeeze_step(b, bits, target, found), *span_step(b, bits, ends, [])]
-            further = b.add(counted, INT64(TABLES))
+            further = b.add(counted, INT64(AT_ONCE))
             are_there = b.icmp_signed("<=", further, waiting)
             with b.if_then(are_there, likely=True):
-                count_bins(b, b.add(bins, b.shl(counted, INT64(1))), 2, TABLES, tables, stride)
+                count_upper(b, b.add(bins, b.shl(counted, INT64(1))), AT_ONCE // 4, 16, tables, stride)
             return [made[0], b.select(are_there, further, counted), *made[1:]]
 
         def work(first):
@@ -213,8 +250,25 @@ def span_squeezing(typing, source, vectors, places, target, bins, waiting, table
     return PAIR(source, vectors, places, target, bins, waiting, tables, stride), code
 
 
+@intrinsic
+def ending(typing, least, most, near):
+    """The least of one vector in memory, the largest of another, and the least of a third, which has no signs."""
+
+    def code(context, b, signature, values):
+        found = []
+        for place, how in zip(values, ("smin", "smax", "umin"), strict=True):
+            kind = ir.FunctionType(INT32, [vector(INT32)])
+            reduce = cgutils.get_or_insert_function(b.module, kind, f"llvm.vector.reduce.{how}.v{WIDE}i32")
+            found.append(b.call(reduce, [b.load(at(b, place, vector(INT32)), align=4)]))
+        return context.make_tuple(b, signature.return_type, found)
+
+    return types.Tuple((types.int32, types.int32, types.uint32))(least, most, near), code
+
+
 span_rows, sum_rows = over_rows(INT32, span_step), over_rows(INT64, sum_step)
 span_some, sum_some = over_rows(INT32, span_step, partly=True), over_rows(INT64, sum_step, partly=True)
 squeeze: Any = squeezing  # the first argument of which is numba's, as of the others
-span_count: Any = span_counting
+look_over: Any = looking_over
+ends_of_vectors: Any = ending
 span_squeeze: Any = span_squeezing
+count_elements, count_halves = counting(32), counting(16)  # words of two elements, and of four bins
