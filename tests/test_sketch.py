@@ -143,11 +143,15 @@ def test_zeros_are_counted_wherever_they_are(shape: tuple[int, ...], lanes: int 
 def test_elements_may_be_of_another_size_than_those_before(
     shape: tuple[int, ...], lanes: int | None, axis: int | None, steps: tuple[int, ...]
 ) -> None:
-    """Sums are begun in units for what was seen before; here later elements are up to 2^60 times as large, or as small."""
+    """Sums are begun in units for what was seen before; here later elements are up to 2^60 times as large, or as small.
+
+    What is no channel's, in blocks, is of as many values.
+    """
     rng = np.random.default_rng(0)
     powers = np.interp(np.linspace(0, 1, shape[2] * shape[3]), np.linspace(0, 1, len(steps)), steps).reshape(shape[2:])
     x = (rng.standard_normal(shape) * np.exp2(np.rint(powers + rng.integers(0, 9, (1, shape[1], 1, 1))))).astype(np.float32)
-    given: np.ndarray | Blocks = x if lanes is None or axis == -1 else in_blocks(x, lanes, 0.0)
+    padding = rng.standard_normal(shape[2:]).astype(np.float32)
+    given: np.ndarray | Blocks = x if lanes is None or axis == -1 else in_blocks(x, lanes, padding)
     compiled, plain = Seen.empty(given, axis), Seen.empty(given, axis)
     for sign in (1, 1, -1):
         one = compiled.observe(given, axis, sign)
@@ -157,7 +161,7 @@ def test_elements_may_be_of_another_size_than_those_before(
     np.testing.assert_array_equal(one.high, other.high)
 
 
-def in_blocks(x: np.ndarray, lanes: int, padding: float) -> Blocks:
+def in_blocks(x: np.ndarray, lanes: int, padding: float | np.ndarray) -> Blocks:
     """The tensor (N, C, H, W) as the runtime would give it, with anything in the lanes that are none of it."""
     n, c, h, w = x.shape
     padded = np.full((n, -(-c // lanes) * lanes, h, w), padding, np.float32)

@@ -160,6 +160,20 @@ def are_few_zeros(number, size):  # of elements, when so many are not; then it t
 
 
 @part
+def uncount(block, lanes, own, least, most, tables):  # what is no channel's; as a rule it is one value, all zeros
+    rows, one = block.size // lanes, np.uint32(1)
+    for lane in range(own, lanes):
+        low, high = least[lane], most[lane]
+        for k in range(lane, least.size, lanes):
+            low, high = min(low, least[k]), max(high, most[k])
+        if low == high:
+            tables[lane % TABLES, np.uint32(key(low)) >> np.uint32(16)] -= np.uint32(rows)
+            continue
+        for k in range(lane, block.size, lanes):
+            tables[lane % TABLES, block[k] >> np.uint32(16)] -= one
+
+
+@part
 def digits_below(x, unit, level, rest):  # what is less than the units of all levels above this one
     for k in range(x.size):
         rest[k] = x[k]
@@ -432,7 +446,7 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
     some = step * lanes
     memory = allot((
         4 * room, 4 * room, 4 * WIDE, 8 * room, 8 * room, 8 * width, 2 * (some + WIDE), 2 * (some + WIDE), 8 * width,
-        4 * some if channels % lanes else 4, 4 * blocks, 8 * lanes, 8 * room,
+        8 * room, 4 * blocks, 8 * lanes,
     ))  # fmt: skip
     if not is_there(memory):
         release(memory)
@@ -442,10 +456,10 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
     sums, lower = carray(at_uint64(memory[3]), (room,)), carray(at_uint64(memory[4]), (room,))
     bins, spare = carray(at_uint16(memory[6]), (some + WIDE,)), carray(at_uint16(memory[7]), (some + WIDE,))
     waiting = 0  # bins, of the block before, which are counted while there is something else to do
-    rest, packed = carray(at_float64(memory[8]), (width,)), carray(at_uint32(memory[9]), (some,))
+    rest = carray(at_float64(memory[8]), (width,))
     uncarried = carray(at_int32(memory[10]), (blocks,))
     sums[:], lower[:], last[:], uncarried[:] = np.uint64(0), np.uint64(0), np.uint64(0), np.int32(0)
-    before = carray(at_uint64(memory[12]), (room,))  # the sums, should they have begun in units that are too small
+    before = carray(at_uint64(memory[9]), (room,))  # the sums, should they have begun in units that are too small
     ends, into_sums = (least.ctypes.data, most.ctypes.data, near.ctypes.data), sums.ctypes.data
     place, stride = tables.ctypes.data, tables.strides[0]
     few_zeros, turn, guess = False, 0, likely_unit(bits_of(x[:1, : 1 + PEEK // lanes]))
@@ -466,34 +480,27 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
                     settle(lower[:width], lanes, since_lower, unit - (WIDTH + 1), sign, total, channel, whole)
                 since, since_lower, additions = 0, 0, additions + 2
             unit = unit if since else guess
-            if own == lanes:
-                if not few_zeros or turn % 8 == 0:
-                    if width == WIDE:
-                        found = span_and_count_squeezed(block[:odd], ends, tables, bins, waiting, spare)
-                        if found >= 0:
-                            bins, spare, waiting = spare, bins, found
-                            count_bits(block[odd:], tables)
-                    else:
-                        found = count_squeezed(block, tables, spare)
-                        if found >= 0:
-                            span_vectors(source, number, width, *ends)
-                    few_zeros = are_few_zeros(found, block.size) if found >= 0 else few_zeros
-                if found < 0:
-                    for k in range(room):
-                        before[k] = sums[k]
-                    look_over_vectors(source, number, width, *ends, into_sums, anchor_of(unit), place, stride)
-                    count_bits(block[odd:], tables)
-                    is_summed = True
-            else:
-                k = 0
-                for r in range(start, end):
-                    for c in range(own):
-                        packed[k] = block[(r - start) * lanes + c]
-                        k += 1
-                count_bits(packed[:k], tables)
-                span_vectors(source, number, width, *ends)
+            if not few_zeros or turn % 8 == 0:
+                if width == WIDE:
+                    found = span_and_count_squeezed(block[:odd], ends, tables, bins, waiting, spare)
+                    if found >= 0:
+                        bins, spare, waiting = spare, bins, found
+                        count_bits(block[odd:], tables)
+                else:
+                    found = count_squeezed(block, tables, spare)
+                    if found >= 0:
+                        span_vectors(source, number, width, *ends)
+                few_zeros = are_few_zeros(found, block.size) if found >= 0 else few_zeros
+            if found < 0:
+                for k in range(room):
+                    before[k] = sums[k]
+                look_over_vectors(source, number, width, *ends, into_sums, anchor_of(unit), place, stride)
+                count_bits(block[odd:], tables)
+                is_summed = True
             turn += 1
             near[0] = min(near[0], span(block[odd:], least, most))
+            if own < lanes:
+                uncount(block, lanes, own, least[:width], most[:width], tables)
             largest, smallest = reach(least[:width], most[:width], near, lanes, own)
             seen[2] = min(seen[2], smallest - 1)
             exponent, digit = max(1, largest >> 23), max(1, smallest >> 23) - 150  # the last digit of the least element
