@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxq import cores
 from onnxq.errors import ModelError, OutputError
 from onnxq.feeds import Feed
 from onnxq.files import write_whole
@@ -30,23 +31,24 @@ def prover(
     A name is a promise of a value: a rewrite that changes what a tensor holds gives it another name. `prove(m, m)` runs m
     twice, which tells whether it is deterministic at all. Deep networks can make much of little: what differs by more than
     the tolerance is still equal where the last bit of the inputs alone makes a difference of that order. `make_room` is
-    called before that, which takes memory.
+    called before that, which takes memory. With `threads` 0 the cores are divided among the probes.
     """
 
     def prove(before: Model, after: Model) -> str | None:
         public, inside = [t.name for t in before.graph.outputs], set(_computed(after))
         names = dict.fromkeys([*public, *(n for n in _computed(before) if n in inside)])
         tolerance_of = lambda name: FLOAT_TOLERANCE if name in public else INNER_TOLERANCE  # noqa: E731
+        each = threads or max(1, cores.usable() // max(1, len(probes)))  # more than that would wait for one another
         make_room()
         try:
-            session = _exposing(before, names, threads)
+            session = _exposing(before, names, each)
             wanted = _results(session, probes)
             if after is not before:
                 del session  # one at a time, for the weights not to be there twice
-                session = _exposing(after, names, threads)
+                session = _exposing(after, names, each)
             for probe, expected, got in zip(probes, wanted, _results(session, probes), strict=True):
                 differ = [n for n in names if compare(expected[n], got[n], tolerance_of(n)) is not None]
-                noise = _exposing(before, differ, threads).run(nudged(probe)) if differ else {}
+                noise = _exposing(before, differ, each).run(nudged(probe)) if differ else {}
                 for name in differ:
                     slack = _slack(expected[name], noise[name])
                     difference = compare(expected[name], got[name], tolerance_of(name), slack)

@@ -8,10 +8,11 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from onnxq import target
+from onnxq import cores, proof, target
 from onnxq.graph import Graph
 from onnxq.model import Model
 from onnxq.proof import compare, nudged, prover
+from onnxq.runtime import Session
 
 NET = """<ir_version: 9, opset_import: ["" : 17]>
 net (float[2, 3] x) => (float[2, 3] y)
@@ -51,6 +52,22 @@ def test_every_probe_counts() -> None:
     assert prover(PROBES, 1)(model(), changed) is None
     for probes in (PROBES + negative, negative + PROBES):
         assert (prover(probes, 1)(model(), changed) or "").startswith("tensor y differs")
+
+
+@pytest.mark.parametrize(("asked", "usable", "each"), [(0, 6, 3), (0, 1, 1), (4, 6, 4)])
+def test_probes_that_run_at_the_same_time_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, asked: int, usable: int, each: int
+) -> None:
+    given: list[int] = []
+
+    def session(*args: Any, threads: int, **options: Any) -> Session:
+        given.append(threads)
+        return Session(*args, threads=threads, **options)
+
+    monkeypatch.setattr(proof, "Session", session)
+    monkeypatch.setattr(cores, "usable", lambda: usable)
+    assert prover(2 * PROBES, asked)(model(), model()) is None
+    assert given == [each, each]
 
 
 def test_a_probe_that_does_not_run_is_told() -> None:
