@@ -136,10 +136,9 @@ def test_zeros_are_counted_wherever_they_are(shape: tuple[int, ...], lanes: int 
     assert_same(compiled, plain)
 
 
-@pytest.mark.parametrize("shape", [(1, 24, 90, 100), (2, 20, 40, 41), (1, 3, 300, 300), (1, 600, 5, 6)])
-@pytest.mark.parametrize("lanes", [8, 16, None])
-@pytest.mark.parametrize("axis", [1, -1, None])
-@pytest.mark.parametrize("steps", [(0, 60), (60, 0), (0, 30, 0, 60, 0), (0, 3)])
+@pytest.mark.parametrize("shape", [(1, 24, 45, 100), (2, 20, 40, 41), (1, 3, 200, 200), (1, 300, 5, 6)])
+@pytest.mark.parametrize(("lanes", "axis"), [(8, 1), (16, 1), (16, None), (None, 1), (None, -1), (None, None)])
+@pytest.mark.parametrize("steps", [(0, 60), (0, 30, 0, 60, 0), (0, 3)])
 def test_elements_may_be_of_another_size_than_those_before(
     shape: tuple[int, ...], lanes: int | None, axis: int | None, steps: tuple[int, ...]
 ) -> None:
@@ -151,7 +150,7 @@ def test_elements_may_be_of_another_size_than_those_before(
     powers = np.interp(np.linspace(0, 1, shape[2] * shape[3]), np.linspace(0, 1, len(steps)), steps).reshape(shape[2:])
     x = (rng.standard_normal(shape) * np.exp2(np.rint(powers + rng.integers(0, 9, (1, shape[1], 1, 1))))).astype(np.float32)
     padding = rng.standard_normal(shape[2:]).astype(np.float32)
-    given: np.ndarray | Blocks = x if lanes is None or axis == -1 else in_blocks(x, lanes, padding)
+    given: np.ndarray | Blocks = x if lanes is None else in_blocks(x, lanes, padding)
     compiled, plain = Seen.empty(given, axis), Seen.empty(given, axis)
     for sign in (1, 1, -1):
         one = compiled.observe(given, axis, sign)
