@@ -207,6 +207,14 @@ def settle(sums, lanes, number, unit, sign, total, channel, whole):  # of `numbe
 
 
 @part
+def settle_both(sums, lower, lanes, number, number_lower, unit, sign, total, channel, whole):  # in units, and below them
+    if number:
+        settle(sums, lanes, number, unit, sign, total, channel, whole)
+    if number_lower:
+        settle(lower, lanes, number_lower, unit - (WIDTH + 1), sign, total, channel, whole)
+
+
+@part
 def carry(limbs):
     for k in range(limbs.shape[0] - 1):
         row, next_row = limbs[k], limbs[k + 1]
@@ -475,9 +483,7 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
             number, source = block.size // width, block.ctypes.data  # of rows of vectors
             odd, found, is_summed = number * width, -1, False
             if since and since + (end - start) > MOST_ROWS:
-                settle(sums[:width], lanes, since, unit, sign, total, channel, whole)
-                if since_lower:
-                    settle(lower[:width], lanes, since_lower, unit - (WIDTH + 1), sign, total, channel, whole)
+                settle_both(sums[:width], lower[:width], lanes, since, since_lower, unit, sign, total, channel, whole)
                 since, since_lower, additions = 0, 0, additions + 2
             unit = unit if since else guess
             if not few_zeros or turn % 8 == 0:
@@ -511,9 +517,7 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
             if largest >= INFINITY:  # such an array has no sum
                 continue
             if since and exponent + HIGHEST_UNIT > unit:
-                settle(sums[:width], lanes, since, unit, sign, total, channel, whole)
-                if since_lower:
-                    settle(lower[:width], lanes, since_lower, unit - (WIDTH + 1), sign, total, channel, whole)
+                settle_both(sums[:width], lower[:width], lanes, since, since_lower, unit, sign, total, channel, whole)
                 since, since_lower, additions = 0, 0, additions + 2
             guess = exponent + HIGHEST_UNIT + MARGIN
             unit = unit if since or is_summed else guess
@@ -535,10 +539,7 @@ def observe_blocks(x, first, low, high, total, tables, seen, sign):  # block by 
                     add(rest[: part_of.size], last, anchor)
                 settle(last, lanes, end - start, unit - level * (WIDTH + 1), sign, total, channel, whole)
                 level, additions = level + 1, additions + 1
-        if since:
-            settle(sums[:width], lanes, since, unit, sign, total, channel, whole)
-        if since_lower:
-            settle(lower[:width], lanes, since_lower, unit - (WIDTH + 1), sign, total, channel, whole)
+        settle_both(sums[:width], lower[:width], lanes, since, since_lower, unit, sign, total, channel, whole)
         uncarried[channel // lanes] += additions
         if uncarried[channel // lanes] > MOST_ADDITIONS:
             carry(into)
